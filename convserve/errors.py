@@ -1,0 +1,84 @@
+"""Every exception that convserve raises on purpose.
+
+ConvserveError
+├── ModelError              a network cannot be used
+│   ├── ModelFormatError      the file is not what it claims to be
+│   ├── UnsupportedOpError    the graph has an operation or a form of it that convserve does not run
+│   └── ModelNotFoundError    no model of that name
+├── InputError              an argument is wrong (also a ValueError)
+│   ├── ImageError            an image cannot be decoded or is too large
+│   ├── ShapeError            an array or image has a size that the network cannot take
+│   └── SettingError          a CONVSERVE_* variable has a value outside its range
+├── MemoryBudgetError       no plan fits the budget, or the operating system refused memory
+├── RunCancelled            the caller cancelled a run, or its deadline passed
+└── RemoteError             the server answered with an error that is none of the above
+    └── ServerUnavailable     the server cannot be reached or is draining
+"""
+
+__all__ = [
+    "ConvserveError",
+    "ImageError",
+    "InputError",
+    "MemoryBudgetError",
+    "ModelError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "RemoteError",
+    "RunCancelled",
+    "ServerUnavailable",
+    "SettingError",
+    "ShapeError",
+    "UnsupportedOpError",
+]
+
+
+class ConvserveError(Exception):
+    """The root of convserve's exceptions."""
+
+
+class ModelError(ConvserveError):
+    """A network cannot be used."""
+
+
+class ModelFormatError(ModelError):
+    """A model file is not what it claims to be: not ONNX, truncated, a header that lies."""
+
+
+class UnsupportedOpError(ModelError):
+    """The graph has an operation, or a form of one, that convserve does not run."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of that name or path."""
+
+
+class InputError(ConvserveError, ValueError):
+    """An argument is wrong; the message names it, its value and the allowed range."""
+
+
+class ImageError(InputError):
+    """An image cannot be decoded, or claims more pixels than allowed."""
+
+
+class ShapeError(InputError):
+    """An array or image has a size that the network cannot take."""
+
+
+class SettingError(InputError):
+    """A CONVSERVE_* variable has a value outside its range."""
+
+
+class MemoryBudgetError(ConvserveError, MemoryError):
+    """No plan fits the memory budget, or the operating system refused the planned bytes."""
+
+
+class RunCancelled(ConvserveError):
+    """The caller cancelled the run, or its deadline passed, before the last band."""
+
+
+class RemoteError(ConvserveError):
+    """The server answered with an error that is none of the others."""
+
+
+class ServerUnavailable(RemoteError):
+    """The server cannot be reached, is starting or is draining; a retry may succeed."""

@@ -1,0 +1,244 @@
+"""The flat table of operations: volume, window over the input, parameters, flops and what sliding does to each.
+
+Attributes are canonical: kernel_shape, strides, dilations are (vertical, horizontal); pads is
+(top, left, bottom, right); auto_pad is "NOTSET", "SAME_UPPER" or "SAME_LOWER" (VALID is NOTSET without
+pads); ceil_mode and count_include_pad are bools; activation is "" or "relu".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from convserve.errors import ModelError, ShapeError
+from convserve.graph.ir import Graph, Node, Volume
+
+__all__ = ["OPS", "OpSpec", "Window", "explicit_pads", "infer_volumes", "windows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one output position reads along one axis: output o reads o*stride - pad_begin + i*dilation, 0 <= i < kernel.
+
+    A stride of 0 is an input that every output position reads whole.
+    """
+
+    kernel: int = 1
+    stride: int = 1
+    pad_begin: int = 0
+    pad_end: int = 0
+    dilation: int = 1
+
+    @property
+    def extent(self) -> int:
+        """Positions from the first that is read to the last, both included."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    def reads(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the input positions [lo, hi) behind output positions [begin, end), not clipped to the input."""
+        return begin * self.stride - self.pad_begin, (end - 1) * self.stride - self.pad_begin + self.extent
+
+
+POINT = Window()
+Windows = tuple[Window, Window]
+
+
+def _size(dim: int | None) -> int:
+    if dim is None:
+        raise ShapeError("the image's height and width must be known here")
+    return dim
+
+
+def explicit_pads(node: Node, volume: Volume) -> tuple[int, int, int, int]:
+    """Return (top, left, bottom, right) of a convolution or pooling over an input volume.
+
+    SAME pads so that the output has ceil(input / stride) positions; an odd pixel goes to the end
+    (SAME_UPPER) or the beginning (SAME_LOWER), as ONNX says.
+    """
+    if node.attrs["auto_pad"] == "NOTSET":
+        return node.attrs["pads"]
+    begins, ends = [], []
+    for axis, dim in enumerate((volume.height, volume.width)):
+        stride = node.attrs["strides"][axis]
+        extent = node.attrs["dilations"][axis] * (node.attrs["kernel_shape"][axis] - 1) + 1
+        if stride == 1:
+            total = extent - 1
+        else:
+            size = _size(dim)
+            total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+        small, large = total // 2, total - total // 2
+        begins.append(small if node.attrs["auto_pad"] == "SAME_UPPER" else large)
+        ends.append(large if node.attrs["auto_pad"] == "SAME_UPPER" else small)
+    return begins[0], begins[1], ends[0], ends[1]
+
+
+def _sliding_windows(node: Node, volume: Volume) -> Windows:
+    top, left, bottom, right = explicit_pads(node, volume)
+    kernel, stride, dilation = node.attrs["kernel_shape"], node.attrs["strides"], node.attrs["dilations"]
+    return (
+        Window(kernel[0], stride[0], top, bottom, dilation[0]),
+        Window(kernel[1], stride[1], left, right, dilation[1]),
+    )
+
+
+def positions(size: int | None, window: Window, *, ceil_mode: bool = False, what: str = "window") -> int | None:
+    """Return how many output positions fit: (W - F + 2P)/S + 1 of the notes, rounded down, or up with ceil_mode.
+
+    With ceil_mode a last window that would begin behind the input's end is dropped, as ONNX does.
+    Raises ShapeError where not one position fits.
+    """
+    if size is None:
+        return None
+    free = size + window.pad_begin + window.pad_end - window.extent
+    count = (-(-free // window.stride) if ceil_mode else free // window.stride) + 1
+    if ceil_mode and (count - 1) * window.stride >= size + window.pad_begin:
+        count -= 1
+    if free < 0 or count < 1:
+        raise ShapeError(
+            f"{what} covers {window.extent} positions, but its input has {size}"
+            f" (with padding {size + window.pad_begin + window.pad_end})"
+        )
+    return count
+
+
+def _slid(node: Node, volume: Volume, channels: int) -> Volume:
+    vertical, horizontal = _sliding_windows(node, volume)
+    ceil_mode = node.attrs.get("ceil_mode", False)
+    what = f"{node}: the window"
+    return Volume(
+        channels,
+        positions(volume.height, vertical, ceil_mode=ceil_mode, what=what),
+        positions(volume.width, horizontal, ceil_mode=ceil_mode, what=what),
+    )
+
+
+def _conv_volume(node: Node, ins: list[Volume]) -> Volume:
+    weight, group = node.params["weight"], node.attrs["group"]
+    if weight.shape[1] * group != ins[0].channels or weight.shape[0] % group:
+        raise ModelError(
+            f"{node}: weights {weight.shape} in {group} group(s) do not fit an input of {ins[0].channels} channels"
+        )
+    return _slid(node, ins[0], weight.shape[0])
+
+
+def _whole(volume: Volume) -> Windows:
+    return Window(kernel=_size(volume.height), stride=0), Window(kernel=_size(volume.width), stride=0)
+
+
+def _flatten_volume(node: Node, ins: list[Volume]) -> Volume:
+    kernel = node.attrs["kernel_shape"]
+    return Volume(
+        ins[0].channels * kernel[0] * kernel[1],
+        positions(ins[0].height, Window(kernel[0]), what=f"{node}: the window"),
+        positions(ins[0].width, Window(kernel[1]), what=f"{node}: the window"),
+    )
+
+
+def _gemm_volume(node: Node, ins: list[Volume]) -> Volume:
+    outputs, inputs = node.params["weight"].shape
+    if inputs != ins[0].channels:
+        raise ModelError(f"{node}: weights for {inputs} inputs, but it reads {ins[0].channels} values")
+    return Volume(outputs, ins[0].height, ins[0].width)
+
+
+def _broadcast_volume(node: Node, ins: list[Volume]) -> Volume:
+    sizes = []
+    for axis in ("channels", "height", "width"):
+        dims = {getattr(volume, axis) for volume in ins}
+        larger = dims - {1}
+        if len(larger) > 1 or (axis == "channels" and len(dims) > 1):
+            raise ModelError(f"{node}: volumes {' and '.join(map(str, ins))} do not fit together")
+        sizes.append(larger.pop() if larger else 1)
+    return Volume(*sizes)
+
+
+def _concat_volume(node: Node, ins: list[Volume]) -> Volume:
+    if len({(volume.height, volume.width) for volume in ins}) > 1:
+        raise ModelError(f"{node}: volumes {' and '.join(map(str, ins))} cannot be joined along their channels")
+    return Volume(sum(volume.channels for volume in ins), ins[0].height, ins[0].width)
+
+
+def _same(node: Node, ins: list[Volume]) -> Volume:
+    return ins[0]
+
+
+def _no_flops(node: Node, ins: list[Volume], out: Volume) -> int:
+    return 0
+
+
+def _flops_per_value(count: int) -> Callable[[Node, list[Volume], Volume], int]:
+    return lambda node, ins, out: count * out.values
+
+
+def _weighted_flops(node: Node, ins: list[Volume], out: Volume) -> int:
+    return 2 * out.values * node.params["weight"][0].size
+
+
+def _window_flops(node: Node, ins: list[Volume], out: Volume) -> int:
+    kernel = node.attrs.get("kernel_shape") or (_size(ins[0].height), _size(ins[0].width))
+    return out.values * kernel[0] * kernel[1]
+
+
+@dataclass(frozen=True, slots=True)
+class OpSpec:
+    """What the planner, the reports and dense conversion need to know of one operation.
+
+    volume: output volume from input volumes. slides: whether every output position applies the same
+    function to its own window, so that a larger image gives a map. windowed: reads through
+    kernel_shape/strides/pads/dilations; pads_zero: padding is physical zeros, else windows are clipped.
+    """
+
+    volume: Callable[[Node, list[Volume]], Volume]
+    flops: Callable[[Node, list[Volume], Volume], int] = _no_flops
+    slides: bool = True
+    windowed: bool = False
+    pads_zero: bool = False
+    whole: bool = False
+
+
+OPS: dict[str, OpSpec] = {
+    "Conv": OpSpec(_conv_volume, _weighted_flops, windowed=True, pads_zero=True),
+    "MaxPool": OpSpec(lambda node, ins: _slid(node, ins[0], ins[0].channels), _window_flops, windowed=True),
+    "AveragePool": OpSpec(lambda node, ins: _slid(node, ins[0], ins[0].channels), _window_flops, windowed=True),
+    "GlobalAveragePool": OpSpec(lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True),
+    "GlobalMaxPool": OpSpec(lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True),
+    "Gemm": OpSpec(_gemm_volume, _weighted_flops),
+    "Flatten": OpSpec(_flatten_volume),
+    "BatchNormalization": OpSpec(_same, _flops_per_value(2)),
+    "Affine": OpSpec(_same, _flops_per_value(2)),
+    "Relu": OpSpec(_same, _flops_per_value(1)),
+    "Add": OpSpec(_broadcast_volume, lambda node, ins, out: (len(ins) - 1) * out.values),
+    "Mul": OpSpec(_broadcast_volume, lambda node, ins, out: (len(ins) - 1) * out.values),
+    "Concat": OpSpec(_concat_volume),
+    "LRN": OpSpec(_same, lambda node, ins, out: (2 * node.attrs["size"] + 5) * out.values),
+    "Softmax": OpSpec(_same, _flops_per_value(5)),
+    "ChannelShuffle": OpSpec(_same),
+    "Identity": OpSpec(_same),
+}
+
+
+def windows(node: Node, index: int, ins: list[Volume]) -> Windows:
+    """Return the (vertical, horizontal) Window through which a node reads its input number index."""
+    spec, volume = OPS[node.op], ins[index]
+    if spec.windowed and index == 0:
+        return _sliding_windows(node, volume)
+    if node.op == "Flatten":
+        return Window(node.attrs["kernel_shape"][0]), Window(node.attrs["kernel_shape"][1])
+    if spec.whole:
+        return _whole(volume)
+    if node.op in ("Add", "Mul"):
+        out = spec.volume(node, ins)
+        vertical = Window(stride=0) if volume.height == 1 and out.height != 1 else POINT
+        horizontal = Window(stride=0) if volume.width == 1 and out.width != 1 else POINT
+        return vertical, horizontal
+    return POINT, POINT
+
+
+def infer_volumes(graph: Graph, height: int | None = None, width: int | None = None) -> dict[str, Volume]:
+    """Return the volume of every tensor for an image of height x width (default: the graph's own input size).
+
+    Raises ShapeError where a layer's window does not fit, ModelError where volumes contradict weights.
+    """
+    declared = graph.input_volume
+    volumes = {graph.input_name: Volume(declared.channels, height or declared.height, width or declared.width)}
+    for node in graph.nodes:
+        volumes[node.output] = OPS[node.op].volume(node, [volumes[tensor] for tensor in node.inputs])
+    return volumes
