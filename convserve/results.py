@@ -1,0 +1,110 @@
+"""What a run gives back: predictions, score maps and their geometry; light to import, shared by engine and client."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from convserve.errors import InputError
+
+__all__ = ["Box", "Geometry", "PlanBytes", "Prediction", "ScoreMap", "SizedPlan"]
+
+Box = tuple[int, int, int, int]
+"""(top, left, bottom, right) in pixels, bottom and right excluded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class that a network gives an image: its label, its index in the output and its score."""
+
+    label: str
+    index: int
+    score: float
+
+
+class SizedPlan(Protocol):
+    """Anything that says what a run takes, in bytes: the engine's plan, or what a server tells of its own."""
+
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def score_bytes(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBytes:
+    """What a plan takes, in bytes: rings, packing panels, weights, and scores that are held rather than streamed."""
+
+    arena_bytes: int = 0
+    scratch_bytes: int = 0
+    weight_bytes: int = 0
+    score_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the four."""
+        return self.arena_bytes + self.scratch_bytes + self.weight_bytes + self.score_bytes
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Geometry:
+    """Where the scores of a map lie over its image; known before the first score.
+
+    rows, cols: score positions. stride, window, offset: (vertical, horizontal) pixels between neighbouring
+    positions, that one score sees, and from the image's corner to the first window's corner.
+    exactness: "exact" (every score has the bits of its crop), "interior-exact" (outside the ring a score does
+    not depend on where the image ends) or "padded" (the ring covers everything).
+    ring: (top, left, bottom, right) in score positions. classes: class index behind each entry of the
+    scores' last axis. labels: their names, in the same order, or None.
+    """
+
+    rows: int
+    cols: int
+    stride: tuple[int, int]
+    window: tuple[int, int]
+    offset: tuple[int, int] = (0, 0)
+    exactness: str = "exact"
+    ring: tuple[int, int, int, int] = (0, 0, 0, 0)
+    classes: list[int] = field(default_factory=list)
+    labels: list[str] | None = None
+
+    def box(self, i: int, j: int) -> Box:
+        """Return the pixels (top, left, bottom, right) that the score at row i, column j sees.
+
+        Negative i and j count from the end; InputError where the position does not exist.
+        """
+        row, col = (i + self.rows if i < 0 else i), (j + self.cols if j < 0 else j)
+        if not (0 <= row < self.rows and 0 <= col < self.cols):
+            raise InputError(f"score position ({i}, {j}) does not exist; the map has {self.rows}x{self.cols} positions")
+        top, left = self.offset[0] + row * self.stride[0], self.offset[1] + col * self.stride[1]
+        return top, left, top + self.window[0], left + self.window[1]
+
+    @property
+    def covered(self) -> Box:
+        """The part of the image, in pixels, that at least one window sees (empty where the map is)."""
+        if not self.rows or not self.cols:
+            return self.offset[0], self.offset[1], self.offset[0], self.offset[1]
+        return self.box(0, 0)[:2] + self.box(-1, -1)[2:]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScoreMap(Geometry):
+    """Class scores at every window position of an image: scores is float32 (rows, cols, classes).
+
+    plan: what the run took, in bytes. seconds: how long it took.
+    """
+
+    scores: np.ndarray
+    plan: SizedPlan
+    seconds: float = 0.0
+
+    @classmethod
+    def over(cls, geometry: Geometry, scores: np.ndarray, *, plan: SizedPlan, seconds: float = 0.0) -> "ScoreMap":
+        """Return the map that has this geometry and these scores."""
+        return cls(**vars(geometry), scores=scores, plan=plan, seconds=seconds)
