@@ -5,13 +5,14 @@ Attributes are canonical: kernel_shape, strides, dilations are (vertical, horizo
 pads); ceil_mode and count_include_pad are bools; activation is "" or "relu".
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from convserve.errors import ModelError, ShapeError
 from convserve.graph.ir import Graph, Node, Volume
 
-__all__ = ["OPS", "OpSpec", "Window", "explicit_pads", "infer_volumes", "windows"]
+__all__ = ["OPS", "OpSpec", "Window", "explicit_pads", "infer_volumes", "weight_shape", "windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,13 @@ class Window:
 
 POINT = Window()
 Windows = tuple[Window, Window]
+
+
+def weight_shape(node: Node) -> tuple[int, ...]:
+    """Return the shape of a node's weight in ONNX's layout, whether it lies there so or packed."""
+    if "weight_shape" in node.attrs:
+        return node.attrs["weight_shape"]
+    return node.params["weight"].shape
 
 
 def _size(dim: int | None) -> int:
@@ -111,12 +119,12 @@ def _slid(node: Node, volume: Volume, channels: int) -> Volume:
 
 
 def _conv_volume(node: Node, ins: list[Volume]) -> Volume:
-    weight, group = node.params["weight"], node.attrs["group"]
-    if weight.shape[1] * group != ins[0].channels or weight.shape[0] % group:
+    shape, group = weight_shape(node), node.attrs["group"]
+    if shape[1] * group != ins[0].channels or shape[0] % group:
         raise ModelError(
-            f"{node}: weights {weight.shape} in {group} group(s) do not fit an input of {ins[0].channels} channels"
+            f"{node}: weights {shape} in {group} group(s) do not fit an input of {ins[0].channels} channels"
         )
-    return _slid(node, ins[0], weight.shape[0])
+    return _slid(node, ins[0], shape[0])
 
 
 def _whole(volume: Volume) -> Windows:
@@ -133,7 +141,7 @@ def _flatten_volume(node: Node, ins: list[Volume]) -> Volume:
 
 
 def _gemm_volume(node: Node, ins: list[Volume]) -> Volume:
-    outputs, inputs = node.params["weight"].shape
+    outputs, inputs = weight_shape(node)
     if inputs != ins[0].channels:
         raise ModelError(f"{node}: weights for {inputs} inputs, but it reads {ins[0].channels} values")
     return Volume(outputs, ins[0].height, ins[0].width)
@@ -169,7 +177,7 @@ def _flops_per_value(count: int) -> Callable[[Node, list[Volume], Volume], int]:
 
 
 def _weighted_flops(node: Node, ins: list[Volume], out: Volume) -> int:
-    return 2 * out.values * node.params["weight"][0].size
+    return 2 * out.values * math.prod(weight_shape(node)[1:])
 
 
 def _window_flops(node: Node, ins: list[Volume], out: Volume) -> int:
@@ -198,7 +206,9 @@ OPS: dict[str, OpSpec] = {
     "Conv": OpSpec(_conv_volume, _weighted_flops, windowed=True, pads_zero=True),
     "MaxPool": OpSpec(lambda node, ins: _slid(node, ins[0], ins[0].channels), _window_flops, windowed=True),
     "AveragePool": OpSpec(lambda node, ins: _slid(node, ins[0], ins[0].channels), _window_flops, windowed=True),
-    "GlobalAveragePool": OpSpec(lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True),
+    "GlobalAveragePool": OpSpec(
+        lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True
+    ),
     "GlobalMaxPool": OpSpec(lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True),
     "Gemm": OpSpec(_gemm_volume, _weighted_flops),
     "Flatten": OpSpec(_flatten_volume),

@@ -1,0 +1,190 @@
+"""The packed form of weights: k-major panels of 16 output channels, and taps of depthwise convolutions.
+
+    panels[g, p, k, lane] = weight[g*M/group + 16*p + lane, c, i, j],  k = (i*kw + j)*C/group + c
+    taps[i*kw + j, c] = weight[c, 0, i, j]
+
+Lanes behind a group's last channel are zero. A packed Conv node has the params "panels" and
+"bias_panels", or "taps" and "bias" where it is depthwise, in place of "weight" and "bias", and the
+attribute "weight_shape", the (M, C/group, kh, kw) of its weight.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from convserve.errors import ModelError
+from convserve.graph.ir import Graph, Node
+from convserve.graph.ops import weight_shape
+
+__all__ = [
+    "ALIGNMENT",
+    "PANEL",
+    "aligned_empty",
+    "is_depthwise",
+    "is_packed",
+    "pack_bias",
+    "pack_conv",
+    "pack_depthwise",
+    "pack_graph",
+    "pack_node",
+    "packed_shapes",
+    "unpack_bias",
+    "unpack_conv",
+    "unpack_depthwise",
+    "unpack_graph",
+    "unpack_node",
+]
+
+PANEL = 16
+ALIGNMENT = 64
+
+
+def aligned_empty(shape: tuple[int, ...], *, alignment: int = ALIGNMENT) -> np.ndarray:
+    """Return an uninitialised C-contiguous float32 array whose first byte lies at a multiple of alignment."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + alignment, np.uint8)
+    begin = -room.ctypes.data % alignment
+    return room[begin : begin + size].view(np.float32).reshape(shape)
+
+
+def _panel_count(channels: int, group: int) -> int:
+    return -(-(channels // group) // PANEL)
+
+
+def _check_groups(channels: int, group: int) -> None:
+    if group < 1 or channels % group:
+        raise ModelError(f"{channels} output channels cannot be divided into {group} group(s)")
+
+
+def is_depthwise(node: Node) -> bool:
+    """Tell whether a Conv node (packed or not) has one filter for each input channel and no other."""
+    if node.op != "Conv":
+        return False
+    outputs, inputs_per_group = weight_shape(node)[:2]
+    group = node.attrs["group"]
+    return bool(group > 1 and inputs_per_group == 1 and group == outputs)
+
+
+def is_packed(node: Node) -> bool:
+    """Tell whether a Conv node holds its weight in packed form."""
+    return "panels" in node.params or "taps" in node.params
+
+
+def pack_conv(weight: np.ndarray, group: int) -> np.ndarray:
+    """Return the panels, float32 (group, panels, k, 16), 64-byte aligned, of a weight (M, C/group, kh, kw).
+
+    Raises ModelError where M is no multiple of group.
+    """
+    outputs, channels, kernel_h, kernel_w = weight.shape
+    _check_groups(outputs, group)
+    per_group = outputs // group
+    count = _panel_count(outputs, group)
+    panels = aligned_empty((group, count, kernel_h, kernel_w, channels, PANEL))
+    # One panel at a time keeps both sides of the transposition within the cache.
+    for g in range(group):
+        for p in range(count):
+            first = g * per_group + p * PANEL
+            lanes = min(PANEL, per_group - p * PANEL)
+            panels[g, p, ..., :lanes] = weight[first : first + lanes].transpose(2, 3, 1, 0)
+            panels[g, p, ..., lanes:] = 0
+    return panels.reshape(group, count, kernel_h * kernel_w * channels, PANEL)
+
+
+def unpack_conv(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the weight, float32 of the given shape (M, C/group, kh, kw), from its panels."""
+    outputs, channels, kernel_h, kernel_w = shape
+    group, count = panels.shape[:2]
+    _check_groups(outputs, group)
+    tiles = panels.reshape(group, count, kernel_h, kernel_w, channels, PANEL).transpose(0, 1, 5, 4, 2, 3)
+    lanes = tiles.reshape(group, count * PANEL, channels, kernel_h, kernel_w)
+    return np.ascontiguousarray(lanes[:, : outputs // group]).reshape(shape)
+
+
+def pack_bias(bias: np.ndarray, group: int) -> np.ndarray:
+    """Return float32 (group, panels*16), 64-byte aligned, of a bias (M,): each group's channels, then zeros.
+
+    Raises ModelError where M is no multiple of group.
+    """
+    outputs = bias.shape[0]
+    _check_groups(outputs, group)
+    packed = aligned_empty((group, _panel_count(outputs, group) * PANEL))
+    packed[:, : outputs // group] = bias.reshape(group, -1)
+    packed[:, outputs // group :] = 0
+    return packed
+
+
+def unpack_bias(packed: np.ndarray, outputs: int) -> np.ndarray:
+    """Return the bias, float32 (M,), from its packed form (group, panels*16); outputs is M."""
+    return np.ascontiguousarray(packed[:, : outputs // packed.shape[0]]).reshape(outputs)
+
+
+def pack_depthwise(weight: np.ndarray) -> np.ndarray:
+    """Return the taps, float32 (kh*kw, C), 64-byte aligned, of a depthwise weight (C, 1, kh, kw)."""
+    channels, _, kernel_h, kernel_w = weight.shape
+    taps = aligned_empty((kernel_h * kernel_w, channels))
+    taps[...] = weight.reshape(channels, -1).T
+    return taps
+
+
+def unpack_depthwise(taps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the weight, float32 of the given shape (C, 1, kh, kw), from its taps (kh*kw, C)."""
+    return np.ascontiguousarray(taps.T).reshape(shape)
+
+
+def packed_shapes(node: Node) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each param that a Conv node has in packed form, by its name.
+
+    Raises ModelError where the output channels are no multiple of the groups.
+    """
+    outputs, channels, kernel_h, kernel_w = weight_shape(node)
+    group = node.attrs["group"]
+    _check_groups(outputs, group)
+    if is_depthwise(node):
+        return {"taps": (kernel_h * kernel_w, outputs), "bias": (outputs,)}
+    count = _panel_count(outputs, group)
+    return {"panels": (group, count, kernel_h * kernel_w * channels, PANEL), "bias_panels": (group, count * PANEL)}
+
+
+def pack_node(node: Node) -> Node:
+    """Return a Conv node with packed params; any other node, and a packed one, as it is."""
+    if node.op != "Conv" or is_packed(node):
+        return node
+    weight, group = node.params["weight"], node.attrs["group"]
+    bias = node.params.get("bias")
+    if bias is None:
+        bias = np.zeros(weight.shape[0], np.float32)
+    others = {name: array for name, array in node.params.items() if name not in ("weight", "bias")}
+    if is_depthwise(node):
+        aligned_bias = aligned_empty(bias.shape)
+        aligned_bias[...] = bias
+        packed = {"taps": pack_depthwise(weight), "bias": aligned_bias}
+    else:
+        packed = {"panels": pack_conv(weight, group), "bias_panels": pack_bias(bias, group)}
+    attrs = {**node.attrs, "weight_shape": tuple(map(int, weight.shape))}
+    return node.changed(attrs=attrs, params={**packed, **others})
+
+
+def unpack_node(node: Node) -> Node:
+    """Return a Conv node with the params "weight" (M, C/group, kh, kw) and "bias" (M,); any other as it is."""
+    if node.op != "Conv" or not is_packed(node):
+        return node
+    shape = weight_shape(node)
+    params = dict(node.params)
+    if "taps" in params:
+        params["weight"] = unpack_depthwise(params.pop("taps"), shape)
+    else:
+        params["weight"] = unpack_conv(params.pop("panels"), shape)
+        params["bias"] = unpack_bias(params.pop("bias_panels"), shape[0])
+    attrs = {name: value for name, value in node.attrs.items() if name != "weight_shape"}
+    return node.changed(attrs=attrs, params=params)
+
+
+def pack_graph(graph: Graph) -> Graph:
+    """Return the graph with every Conv packed, as the native container holds it; weights are copied once."""
+    return replace(graph, nodes=[pack_node(node) for node in graph.nodes])
+
+
+def unpack_graph(graph: Graph) -> Graph:
+    """Return the graph with every Conv in ONNX's layout again."""
+    return replace(graph, nodes=[unpack_node(node) for node in graph.nodes])
