@@ -230,7 +230,6 @@ def crops(x: Array, window: tuple[int, int], stride: int | tuple[int, int]) -> A
     x may also be (1, C, H, W). Window (i, j) begins at pixel (i*stride, j*stride).
     """
     vertical, horizontal = (stride, stride) if isinstance(stride, int) else stride
-    image = x[0] if x.ndim == 4 else x
-    assert image.ndim == 3, "crops are taken of one image"
+    (image,) = x if x.ndim == 4 else (x,)
     seen = sliding_window_view(image, window, axis=(1, 2))[:, ::vertical, ::horizontal]
     return seen.transpose(1, 2, 0, 3, 4)
