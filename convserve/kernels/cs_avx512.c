@@ -1,0 +1,15 @@
+/* The AVX-512 kernels: 16 lanes, tiles of 14 pixels x 32 channels (28 accumulators of 32 registers). */
+#include "cs_kernels.h"
+#ifdef __x86_64__
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx2,prefer-vector-width=512")
+#include <immintrin.h>
+
+#define CS_ISA avx512
+#define CS_LANES 16
+#define CS_MR 14
+#define CS_TILE_PANELS 2
+#define cs_fma(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define cs_splat(x) ((vec)_mm512_set1_ps(x))
+#define cs_sqrt(x) ((vec)_mm512_sqrt_ps((__m512)(x)))
+#include "cs_body.h"
+#endif

@@ -1,0 +1,119 @@
+"""The macro-kernel: convolutions and fully-connected layers of a band of rows, as tiles of a GEMM.
+
+m runs over images and output pixels, n over output channels, k over (filter row, filter column, channel).
+Weights are panels of 16 channels, (group, panel, k, 16). Each output value is one chain over k,
+whatever the tiles, threads or bands.
+"""
+
+from libc.stdint cimport int64_t
+
+from convserve.kernels.dispatch cimport CS_MR_MAX, CS_PANEL, cs_gemm_params
+from convserve.kernels.im2col cimport Indirection, indirection, pack, point, point_pixels
+from convserve.kernels.rows cimport Op, Ring, Run, ring_row, share
+
+# Weight panels that are gone through for all tiles before the next ones: they stay in the second-level cache.
+cdef int64_t PANEL_GROUP_BYTES = 640 * 1024
+cdef int64_t TAPS = 64
+
+
+cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+    """Rows [begin, end) of a convolution, for all images; this thread's share of the pixels or of the panels."""
+    cdef const Ring *x = run.rings + op.inputs[0]
+    cdef const Ring *y = run.rings + op.output
+    cdef Indirection form = indirection(op, x)
+    cdef int64_t k = form.segments * form.segment_length
+    cdef int64_t group_n = y.channels // op.group
+    cdef int64_t panels = (group_n + CS_PANEL - 1) // CS_PANEL
+    cdef int64_t pixels_per_image = (end - begin) * y.width
+    cdef int64_t pixels = run.images * pixels_per_image
+    cdef int64_t mr = run.kernels.mr, tile_panels = run.kernels.panels
+    cdef int64_t first_pixel = 0, last_pixel = pixels, first_panel = 0, last_panel = panels
+    cdef int64_t pairs, at_once, group, tile, tiles, panel, stop, p, pixel, count, after
+    cdef const float **a = <const float **> (run.scratch + thread * run.scratch_pitch)
+    cdef float *rows = <float *> (a + form.segments * CS_MR_MAX)
+    cdef float *c[16]
+    cdef float *residual[16]
+    cdef cs_gemm_params params
+
+    # Reading all weights in every thread costs more than reading all activations there: split the channels.
+    if run.threads > 1:
+        pairs = (panels + tile_panels - 1) // tile_panels
+        if pairs >= run.threads and panels * CS_PANEL > pixels * op.stride_h * op.stride_w // (op.kernel_h * op.kernel_w):
+            share(pairs, thread, run.threads, &first_panel, &last_panel)
+            first_panel *= tile_panels
+            last_panel = min(panels, last_panel * tile_panels)
+        else:
+            share(pixels, thread, run.threads, &first_pixel, &last_pixel)
+    if first_pixel == last_pixel or first_panel == last_panel:
+        return
+
+    params.segments = 1 if op.packed else form.segments
+    params.segment_length = k if op.packed else form.segment_length
+    params.a = a
+    params.panel_pitch = k * CS_PANEL
+    params.relu = op.relu
+    params.c = c
+    params.residual = <const float **> residual if op.input_count > 1 else NULL
+    at_once = max(tile_panels, PANEL_GROUP_BYTES // (k * CS_PANEL * <int64_t> sizeof(float)) // tile_panels * tile_panels)
+    tiles = (last_pixel - first_pixel + mr - 1) // mr
+
+    for group in range(op.group):
+        panel = first_panel
+        while panel < last_panel:
+            stop = min(last_panel, panel + at_once)
+            pixel = first_pixel
+            for tile in range(tiles):
+                after = first_pixel + (last_pixel - first_pixel) * (tile + 1) // tiles
+                count = after - pixel
+                point(op, run, x, &form, begin, pixel, pixels_per_image, count, group, a)
+                if op.packed:
+                    pack(&form, count, a, rows)
+                point_pixels(y, begin, pixel, pixels_per_image, count, c)
+                if params.residual != NULL:
+                    point_pixels(run.rings + op.inputs[1], begin, pixel, pixels_per_image, count, residual)
+                p = panel
+                while p < stop:
+                    params.channel = group * group_n + p * CS_PANEL
+                    params.n = min(min(tile_panels, stop - p) * CS_PANEL, group_n - p * CS_PANEL)
+                    params.b = op.weights + (group * panels + p) * params.panel_pitch
+                    params.bias = op.bias + (group * panels + p) * CS_PANEL
+                    run.kernels.gemm(&params, <int> count)
+                    p += tile_panels
+                pixel = after
+            panel = stop
+
+
+cdef void depthwise_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+    """Rows [begin, end) of a convolution with one filter a channel; weights are (kernel_h * kernel_w, channels)."""
+    cdef const Ring *x = run.rings + op.inputs[0]
+    cdef const Ring *y = run.rings + op.output
+    cdef int64_t pixels_per_image = (end - begin) * y.width
+    cdef int64_t total = op.kernel_h * op.kernel_w
+    cdef int64_t first, last, pixel, image, within, row, column, tap, done, kh, count
+    cdef const float *taps[64]
+    cdef const float *start
+    cdef float *out
+    share(run.images * pixels_per_image, thread, run.threads, &first, &last)
+    for pixel in range(first, last):
+        image = pixel // pixels_per_image
+        within = pixel - image * pixels_per_image
+        row = begin + within // y.width
+        column = within % y.width
+        out = ring_row(y, image, row) + column * y.pixel_pitch
+        done = 0
+        while done < total:
+            count = min(TAPS, total - done)
+            for tap in range(done, done + count):
+                kh = row * op.stride_h - op.pad_top + tap // op.kernel_w * op.dilation_h
+                if 0 <= kh < x.height:
+                    start = ring_row(x, image, kh)
+                else:
+                    start = run.zeros + x.pad_left * x.pixel_pitch
+                taps[tap - done] = start + x.pixel_pitch * (
+                    column * op.stride_w - op.pad_left + tap % op.kernel_w * op.dilation_w)
+            run.kernels.depthwise(y.channels, count, taps, op.weights + done * y.channels, op.bias, out, done == 0,
+                                  op.relu and op.input_count == 1 and done + count == total)
+            done += count
+        if op.input_count > 1:
+            start = ring_row(run.rings + op.inputs[1], image, row) + column * run.rings[op.inputs[1]].pixel_pitch
+            run.kernels.add(y.channels, out, start, out, op.relu)

@@ -1,0 +1,76 @@
+"""Pooling of a band of rows: windows are clipped to the input, never padded."""
+
+from libc.stdint cimport int64_t
+
+from convserve.kernels.rows cimport Op, Ring, Run, ring_row, share
+
+cdef int64_t TAPS = 64
+
+
+cdef inline int64_t first_tap(int64_t position, int64_t dilation) noexcept nogil:
+    # the first i >= 0 with position + i*dilation >= 0
+    return 0 if position >= 0 else (-position + dilation - 1) // dilation
+
+
+cdef inline int64_t tap_limit(int64_t position, int64_t dilation, int64_t kernel, int64_t size) noexcept nogil:
+    # one more than the last i < kernel with position + i*dilation < size
+    return min(kernel, (size - position + dilation - 1) // dilation)
+
+
+cdef void pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread, bint average) noexcept nogil:
+    cdef const Ring *x = run.rings + op.inputs[0]
+    cdef const Ring *y = run.rings + op.output
+    cdef int64_t pixels_per_image = (end - begin) * y.width
+    cdef int64_t first, last, pixel, image, within, row, column, top, left, i, j, i0, i1, j0, j1, count, done
+    cdef int64_t padded_h = x.height + op.pad_bottom, padded_w = x.width + op.pad_right
+    cdef float divisor
+    cdef const float *taps[64]
+    cdef const float *start
+    cdef float *out
+    share(run.images * pixels_per_image, thread, run.threads, &first, &last)
+    for pixel in range(first, last):
+        image = pixel // pixels_per_image
+        within = pixel - image * pixels_per_image
+        row = begin + within // y.width
+        column = within % y.width
+        out = ring_row(y, image, row) + column * y.pixel_pitch
+        top = row * op.stride_h - op.pad_top
+        left = column * op.stride_w - op.pad_left
+        i0 = first_tap(top, op.dilation_h)
+        i1 = tap_limit(top, op.dilation_h, op.kernel_h, x.height)
+        j0 = first_tap(left, op.dilation_w)
+        j1 = tap_limit(left, op.dilation_w, op.kernel_w, x.width)
+        if op.count_include_pad:
+            # taps in the padding count, taps that only ceil_mode added do not
+            divisor = <float> (tap_limit(top, op.dilation_h, op.kernel_h, padded_h)
+                               * tap_limit(left, op.dilation_w, op.kernel_w, padded_w))
+        else:
+            divisor = <float> ((i1 - i0) * (j1 - j0))
+        count = 0
+        done = 0
+        for i in range(i0, i1):
+            start = ring_row(x, image, top + i * op.dilation_h)
+            for j in range(j0, j1):
+                taps[count] = start + (left + j * op.dilation_w) * x.pixel_pitch
+                count += 1
+                if count == TAPS:
+                    if average:
+                        run.kernels.average_pool(y.channels, count, taps, out, done == 0, 0.0)
+                    else:
+                        run.kernels.max_pool(y.channels, count, taps, out, done == 0)
+                    done += count
+                    count = 0
+        if average:
+            run.kernels.average_pool(y.channels, count, taps, out, done == 0, divisor)
+        elif count:
+            run.kernels.max_pool(y.channels, count, taps, out, done == 0)
+
+
+cdef void max_pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+    """Rows [begin, end): the largest value of each window; a NaN in a window comes out."""
+    pool_rows(op, run, begin, end, thread, False)
+
+
+cdef void average_pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+    """Rows [begin, end): the sum of each window in row order, divided by the number of its taps."""
+    pool_rows(op, run, begin, end, thread, True)

@@ -1,0 +1,214 @@
+"""From a graph to what is scheduled: operations with their windows, and tensors with their rings.
+
+A Concat is not an operation here: its inputs are written straight into channel slices of the joined
+tensor's ring. An input that cannot lie there (it is joined twice) is copied by an Identity.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from convserve.graph.ir import Graph, Node, Volume
+from convserve.graph.ops import OPS, Window, infer_volumes, windows
+
+__all__ = ["Operation", "Program", "Tensor", "build_program"]
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """One tensor of one image size, and the ring that holds its rows.
+
+    root is the tensor whose ring it lies in (itself, or the volume it is joined into), channel_offset
+    its first channel there; parts are the tensors joined into it. rows_needed is how many of its rows
+    anybody reads. For roots: ring_rows, pad_left/pad_right (pixels of zeros beside each row),
+    first_use/last_use (segments), offset (bytes into the arena).
+    """
+
+    index: int
+    name: str
+    volume: Volume
+    root: int
+    channel_offset: int = 0
+    parts: tuple[int, ...] = ()
+    rows_needed: int = 0
+    ring_rows: int = 0
+    pad_left: int = 0
+    pad_right: int = 0
+    first_use: int = -1
+    last_use: int = -1
+    offset: int = -1
+
+    @property
+    def height(self) -> int:
+        """Rows of the tensor."""
+        assert self.volume.height is not None
+        return self.volume.height
+
+    @property
+    def width(self) -> int:
+        """Pixels of one row, without padding."""
+        assert self.volume.width is not None
+        return self.volume.width
+
+    @property
+    def row_pitch(self) -> int:
+        """Floats from one ring row to the next: a whole number of 64-byte lines."""
+        return -(-(self.pad_left + self.width + self.pad_right) * self.volume.channels // 16) * 16
+
+    @property
+    def ring_bytes(self) -> int:
+        """Bytes of the ring for one image."""
+        return self.ring_rows * self.row_pitch * 4
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One thing a step can do: "Read" the image, run a node, or "Write" output number `sink`."""
+
+    index: int
+    kind: str
+    node: Node | None
+    inputs: tuple[int, ...]
+    output: int
+    vertical: tuple[Window, ...]
+    horizontal: tuple[Window, ...]
+    sink: int = -1
+
+    @property
+    def name(self) -> str:
+        """The node's name, or what the operation does at the border of the network."""
+        return self.node.name if self.node else self.kind.lower()
+
+
+@dataclass(slots=True)
+class Program:
+    """Operations in order, and the tensors between them; rows[i] is what output i delivers."""
+
+    operations: list[Operation]
+    tensors: list[Tensor]
+    sink_rows: list[int] = field(default_factory=list)
+
+    def rows_of(self, operation: Operation) -> int:
+        """How many rows the operation has to produce."""
+        if operation.kind == "Write":
+            return self.sink_rows[operation.sink]
+        return self.tensors[operation.output].rows_needed
+
+
+def _join_once(graph: Graph) -> Graph:
+    """Give every Concat inputs of its own: a tensor that is joined a second time is copied first."""
+    joined: set[str] = set()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.op == "Concat":
+            inputs = []
+            for position, tensor in enumerate(node.inputs):
+                if tensor in joined:
+                    copy = f"{node.output}:{position}"
+                    nodes.append(Node("Identity", copy, (tensor,), copy))
+                    tensor = copy
+                joined.add(tensor)
+                inputs.append(tensor)
+            node = node.changed(inputs=tuple(inputs))
+        nodes.append(node)
+    return replace(graph, nodes=nodes)
+
+
+def _live_nodes(graph: Graph) -> list[Node]:
+    wanted = graph.output_tensors()
+    live: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.output in wanted:
+            live.append(node)
+            wanted.update(node.inputs)
+    return live[::-1]
+
+
+def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int] | None = None) -> Program:
+    """Return the operations and tensors of a graph over one image size.
+
+    sink_rows: rows that each output has to deliver (default: all that its tensor has).
+    Raises ShapeError or ModelError where the image does not fit the network.
+    """
+    graph = _join_once(replace(graph, nodes=_live_nodes(graph)))
+    volumes = infer_volumes(graph, height, width)
+    tensors: list[Tensor] = []
+    by_name: dict[str, int] = {}
+
+    def add_tensor(name: str) -> int:
+        by_name[name] = len(tensors)
+        tensors.append(Tensor(len(tensors), name, volumes[name], len(tensors)))
+        return by_name[name]
+
+    operations: list[Operation] = []
+
+    def add(kind: str, node: Node | None, inputs: tuple[int, ...], output: int, sink: int = -1) -> None:
+        ins = [tensors[index].volume for index in inputs]
+        pairs = [windows(node, number, ins) if node else (Window(), Window()) for number in range(len(ins))]
+        operations.append(
+            Operation(
+                len(operations),
+                kind,
+                node,
+                inputs,
+                output,
+                tuple(vertical for vertical, _ in pairs),
+                tuple(horizontal for _, horizontal in pairs),
+                sink,
+            )
+        )
+
+    add("Read", None, (), add_tensor(graph.input_name))
+    for node in graph.nodes:
+        inputs = tuple(by_name[name] for name in node.inputs)
+        output = add_tensor(node.output)
+        if node.op == "Concat":
+            tensors[output].parts = inputs
+        else:
+            add(node.op, node, inputs, output)
+    for number, shown in enumerate(graph.outputs):
+        add("Write", None, (by_name[shown.tensor],), -1, number)
+
+    rows = [tensors[by_name[shown.tensor]].height for shown in graph.outputs]
+    program = Program(operations, tensors, [min(a, b) for a, b in zip(rows, sink_rows or rows, strict=True)])
+    _place_parts(tensors)
+    _find_rows_needed(program)
+    _find_padding(program)
+    return program
+
+
+def _place_parts(tensors: list[Tensor]) -> None:
+    # a joined tensor comes after its parts, so going backwards settles the outer ones first
+    for tensor in reversed(tensors):
+        offset = tensor.channel_offset
+        for part in tensor.parts:
+            tensors[part].root = tensor.root
+            tensors[part].channel_offset = offset
+            offset += tensors[part].volume.channels
+
+
+def _find_rows_needed(program: Program) -> None:
+    tensors = program.tensors
+    joined_into = {part: tensor for tensor in tensors for part in tensor.parts}
+    for operation in reversed(program.operations):
+        if operation.kind != "Write":
+            # readers of a joined tensor come later, so they have said by now what they need
+            output = tensors[operation.output]
+            outer = joined_into.get(output.index)
+            while outer is not None:
+                output.rows_needed = max(output.rows_needed, outer.rows_needed)
+                outer = joined_into.get(outer.index)
+        rows = program.rows_of(operation)
+        for index, window in zip(operation.inputs, operation.vertical, strict=True):
+            needed = min(tensors[index].height, max(window.reads(0, rows)[1], 1)) if rows else 0
+            tensors[index].rows_needed = max(tensors[index].rows_needed, needed)
+
+
+def _find_padding(program: Program) -> None:
+    tensors = program.tensors
+    for operation in program.operations:
+        if operation.node is None or not OPS[operation.kind].pads_zero:
+            continue
+        window, x = operation.horizontal[0], tensors[operation.inputs[0]]
+        root = tensors[x.root]
+        last = (tensors[operation.output].width - 1) * window.stride - window.pad_begin + window.extent
+        root.pad_left = max(root.pad_left, window.pad_begin)
+        root.pad_right = max(root.pad_right, last - x.width)
