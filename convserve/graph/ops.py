@@ -124,7 +124,12 @@ def _conv_volume(node: Node, ins: list[Volume]) -> Volume:
         raise ModelError(
             f"{node}: weights {shape} in {group} group(s) do not fit an input of {ins[0].channels} channels"
         )
-    return _slid(node, ins[0], shape[0])
+    out = _slid(node, ins[0], shape[0])
+    for residual in ins[1:]:
+        pairs = ((residual.channels, out.channels), (residual.height, out.height), (residual.width, out.width))
+        if any(its != mine and None not in (its, mine) for its, mine in pairs):
+            raise ShapeError(f"{node}: the residual volume {residual} does not fit its output {out}")
+    return out
 
 
 def _whole(volume: Volume) -> Windows:

@@ -1,0 +1,181 @@
+"""The state of one import: constants, views and the nodes written so far, and what node importers ask of them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from convserve.errors import ModelError, ModelFormatError, ShapeError, UnsupportedOpError
+from convserve.formats.onnx.source import Source
+from convserve.formats.onnx.views import Size, Symbol, View
+from convserve.graph.ir import Node, Volume
+from convserve.graph.ops import OPS
+
+__all__ = ["Context", "as_float32", "channel_values", "view_of"]
+
+
+def view_of(tensor: str, volume: Volume, like: View | None = None) -> View:
+    """Return a tensor's volume as a rank-4 view; unknown sizes get symbols of their own, or those of like."""
+    height, width = like.dims[1:] if like else (Symbol(f"height of '{tensor}'"), Symbol(f"width of '{tensor}'"))
+    dims: tuple[Size, Size, Size] = (
+        volume.channels,
+        height if volume.height is None else volume.height,
+        width if volume.width is None else volume.width,
+    )
+    return View(tensor, volume, dims, dims)
+
+
+@dataclass
+class Context:
+    """Constants and views by ONNX name, and the graph's nodes so far; declared_batch is the file's own batch size."""
+
+    declared_batch: Size
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    needed: set[str] = field(default_factory=set)
+    _written: dict[str, View] = field(default_factory=dict)
+    _flattened: dict[str, View] = field(default_factory=dict)
+
+    def begin(self, tensor: str, volume: Volume) -> None:
+        """Make a tensor the image that the network reads."""
+        self._written[tensor] = self.views[tensor] = view_of(tensor, volume)
+
+    def emit(
+        self,
+        source: Source,
+        op: str,
+        inputs: list[View],
+        attrs: dict[str, Any] | None = None,
+        params: dict[str, np.ndarray] | None = None,
+    ) -> View:
+        """Write a graph node for a node of the file and return its output as a rank-4 view."""
+        tensor = source.outputs[0]
+        if tensor in self._written:
+            tensor = self._free_name(f"{tensor}/{op.lower()}")
+        node = Node(op, source.name, tuple(view.tensor for view in inputs), tensor, attrs or {}, params or {})
+        try:
+            volume = OPS[op].volume(node, [view.volume for view in inputs])
+        except ShapeError as error:
+            if any(view.volume.height is None or view.volume.width is None for view in inputs):
+                raise ModelFormatError(
+                    f"{source} needs the image's height and width, which the file leaves open; pass window=(h, w)"
+                ) from error
+            raise ModelFormatError(str(error)) from error
+        except ModelError as error:
+            raise ModelFormatError(str(error)) from error
+        keeps_size = not (OPS[op].windowed or OPS[op].whole or op == "Flatten")
+        view = view_of(tensor, volume, inputs[0] if keeps_size else None)
+        self._written[tensor] = view
+        self.nodes.append(node)
+        return view
+
+    def _free_name(self, base: str) -> str:
+        name, number = base, 1
+        while name in self._written or name in self.views or name in self.constants:
+            number += 1
+            name = f"{base}{number}"
+        return name
+
+    def view(self, source: Source, index: int) -> View:
+        """Return input number index, which must come from the image."""
+        name = self._input(source, index)
+        if name in self.constants:
+            raise UnsupportedOpError(f"{source}: its input '{name}' is a constant, where convserve takes only volumes")
+        return self.views[name]
+
+    def image(self, source: Source, index: int = 0) -> View:
+        """Return input number index as a rank-4 volume (N, C, H, W)."""
+        view = self.volume(source, self.view(source, index))
+        if len(view.shape) != 3:
+            raise UnsupportedOpError(f"{source} reads a tensor of shape {view}; supported is (N, C, H, W)")
+        return view
+
+    def volume(self, source: Source, view: View) -> View:
+        """Return a view whose first size after the batch is its volume's channels, writing a Flatten if it must."""
+        if view.shape == view.dims:
+            return view
+        if any(size != 1 for size in view.shape[1:]) or not view.shape:
+            raise UnsupportedOpError(
+                f"{source} reads a tensor of shape {view} over a volume of {view.volume}; only (N, C, H, W) and "
+                "(N, values) are supported here"
+            )
+        if view.volume.height is None or view.volume.width is None:
+            raise ModelFormatError(
+                f"{source} flattens a volume whose height and width the file leaves open; pass window=(h, w)"
+            )
+        if (view.volume.height, view.volume.width) == (1, 1):
+            return view
+        if view.tensor not in self._flattened:
+            tensor = self._free_name(f"{view.tensor}/flatten")
+            kernel = (view.volume.height, view.volume.width)
+            node = Node("Flatten", tensor, (view.tensor,), tensor, {"kernel_shape": kernel})
+            self.nodes.append(node)
+            self._flattened[view.tensor] = view_of(tensor, Volume(view.volume.values, 1, 1))
+            self._written[tensor] = self._flattened[view.tensor]
+        return self._flattened[view.tensor].shaped(view.shape)
+
+    def constant(self, source: Source, index: int, *, optional: bool = False) -> np.ndarray | None:
+        """Return input number index as a constant; None where an optional one is left out."""
+        if optional and (index >= len(source.inputs) or not source.inputs[index]):
+            return None
+        name = self._input(source, index)
+        if name not in self.constants:
+            raise UnsupportedOpError(f"{source}: its input '{name}' depends on the image; only a constant is supported")
+        return self.constants[name]
+
+    def weights(self, source: Source, index: int, shape: tuple[int | None, ...]) -> np.ndarray:
+        """Return a constant input as float32 of the given shape (None: any size)."""
+        array = self.constant(source, index)
+        assert array is not None
+        if len(array.shape) != len(shape) or any(w not in (None, s) for w, s in zip(shape, array.shape, strict=True)):
+            wanted = f"({', '.join('any' if size is None else str(size) for size in shape)})"
+            raise ModelFormatError(f"{source}: its input {index} has the shape {array.shape}; it must be {wanted}")
+        return as_float32(source, array)
+
+    def _input(self, source: Source, index: int) -> str:
+        if index >= len(source.inputs) or not source.inputs[index]:
+            raise ModelFormatError(f"{source} lacks its input {index}")
+        name = source.inputs[index]
+        if name not in self.constants and name not in self.views:
+            raise ModelFormatError(f"{source} reads '{name}', which nothing before it writes")
+        return name
+
+    def is_constant(self, source: Source, index: int) -> bool:
+        """Tell whether input number index is a constant."""
+        return self._input(source, index) in self.constants
+
+
+def as_float32(source: Source, array: np.ndarray) -> np.ndarray:
+    """Return a constant as float32, itself where it is that already; ModelFormatError where it holds no numbers."""
+    if array.dtype == object or array.dtype.kind in "SUc":
+        raise ModelFormatError(f"{source}: a constant of type {array.dtype} stands where numbers are wanted")
+    return array.astype(np.float32, copy=False)
+
+
+def channel_values(source: Source, array: np.ndarray, view: View) -> np.ndarray:
+    """Return a constant that is broadcast over a view as one float64 per channel of its volume.
+
+    Raises UnsupportedOpError where it differs between pixels or images, or makes the tensor larger.
+    """
+    channels, rank = view.volume.channels, len(view.shape) + 1
+    numbers = as_float32(source, array).astype(np.float64)
+    if array.ndim > rank:
+        raise UnsupportedOpError(f"{source}: a constant of shape {array.shape} makes a tensor of shape {view} larger")
+    if array.size == 1:
+        return np.full(channels, numbers.reshape(()))
+    shape = (1,) * (rank - array.ndim) + array.shape
+    fits = all(mine in (1, its) for mine, its in zip(shape[1:], view.shape, strict=True))
+    if shape[0] != 1 or not fits:
+        raise UnsupportedOpError(
+            f"{source}: a constant of shape {array.shape} does not fit a tensor of shape {view}; supported are one "
+            "value and one value per channel"
+        )
+    columns = numbers.reshape(shape[1], math.prod(shape[2:]))
+    if not np.array_equal(columns, np.broadcast_to(columns[:, :1], columns.shape), equal_nan=True):
+        raise UnsupportedOpError(
+            f"{source}: a constant of shape {array.shape} differs from pixel to pixel (a mean image inside the graph?);"
+            " supported are one value and one value per channel"
+        )
+    return np.broadcast_to(columns[:, 0], channels)

@@ -1,0 +1,157 @@
+"""Walks an ONNX graph: what its outputs need is folded or becomes nodes of a Graph with a free batch."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from onnx import GraphProto, NodeProto, ValueInfoProto
+
+from convserve.errors import ModelFormatError, ShapeError, UnsupportedOpError
+from convserve.formats.onnx.constants import FOLDS, fold, shape_array
+from convserve.formats.onnx.context import Context
+from convserve.formats.onnx.nodes import FLOATS, NODES
+from convserve.formats.onnx.reader import opset_version, read_model, tensor_array
+from convserve.formats.onnx.source import Source
+from convserve.formats.onnx.views import BATCH, Size, Symbol, View
+from convserve.graph.ir import Graph, Output, Volume
+
+__all__ = ["load_onnx"]
+
+
+def load_onnx(source: str | os.PathLike[str] | bytes, *, window: tuple[int, int] | None = None) -> Graph:
+    """Return the Graph of an ONNX file, given by its path or its bytes.
+
+    window is the image's (height, width) where the file leaves them open. Parameters are float32 arrays in
+    ONNX's layouts; they may be read-only views with any strides. The batch is free even where the file
+    fixes it. Raises ModelNotFoundError, ModelFormatError for what is no valid ONNX file, UnsupportedOpError
+    for an operation or a form of one that convserve does not run, ShapeError for a window that contradicts
+    the file.
+    """
+    model, folder = read_model(source)
+    opset = opset_version(model)
+    proto = model.graph
+    name = proto.name or (Path(source).stem if not isinstance(source, bytes | bytearray | memoryview) else "network")
+    nodes, needed = _needed_nodes(proto)
+    constants = {
+        tensor.name: tensor_array(tensor, folder, f"the initializer '{tensor.name}'")
+        for tensor in proto.initializer
+        if tensor.name in needed
+    }
+    for sparse in proto.sparse_initializer:
+        if sparse.values.name in needed:
+            raise UnsupportedOpError(f"the initializer '{sparse.values.name}' is sparse; supported are dense ones")
+    info = _image_input(proto, needed, {tensor.name for tensor in proto.initializer})
+    volume, batch = _input_volume(info, window)
+    context = Context(batch, constants=constants, needed=needed)
+    context.begin(info.name, volume)
+    for node in nodes:
+        _import_node(context, Source(node, opset, folder))
+    graph = Graph(name, info.name, volume, context.nodes, [_output(context, value.name) for value in proto.output])
+    graph.check()
+    return graph
+
+
+def _needed_nodes(proto: GraphProto) -> tuple[list[NodeProto], set[str]]:
+    """Return the nodes that the outputs need, in the file's order, and the names that these read and show."""
+    writers: dict[str, int] = {}
+    for index, node in enumerate(proto.node):
+        for name in filter(None, node.output):
+            if name in writers:
+                raise ModelFormatError(f"two nodes of the graph write '{name}'")
+            writers[name] = index
+    kept: set[int] = set()
+    needed: set[str] = set()
+    waiting = [value.name for value in proto.output]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        writer = writers.get(name)
+        if writer is not None and writer not in kept:
+            kept.add(writer)
+            waiting.extend(filter(None, proto.node[writer].input))
+    return [proto.node[index] for index in sorted(kept)], needed
+
+
+def _image_input(proto: GraphProto, needed: set[str], initializers: set[str]) -> ValueInfoProto:
+    inputs = [value for value in proto.input if value.name not in initializers]
+    used = [value for value in inputs if value.name in needed]
+    if len(used) != 1:
+        names = ", ".join(f"'{value.name}'" for value in used) or "none"
+        raise UnsupportedOpError(
+            f"the network needs {len(used)} inputs that are no constants ({names}); supported is one image"
+        )
+    return used[0]
+
+
+def _input_volume(info: ValueInfoProto, window: tuple[int, int] | None) -> tuple[Volume, Size]:
+    """Return the image's volume and the batch that the file declares."""
+    declared = info.type.tensor_type
+    dims = declared.shape.dim
+    if info.type.WhichOneof("value") != "tensor_type" or declared.elem_type not in FLOATS:
+        raise UnsupportedOpError(f"the input '{info.name}' is no tensor of floats; supported is a float image")
+    if len(dims) != 4:
+        raise UnsupportedOpError(f"the input '{info.name}' has {len(dims)} dimensions; supported is (N, C, H, W)")
+    sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+    batch, channels = sizes[:2]
+    if channels is None:
+        raise UnsupportedOpError(f"the input '{info.name}' leaves its channels open; they must be fixed in the file")
+    height, width = sizes[2:]
+    if window is not None:
+        if len(window) != 2 or any(size < 1 for size in window):
+            raise ShapeError(f"window is {window!r}; it must be a height and a width above 0")
+        if height not in (None, window[0]) or width not in (None, window[1]):
+            raise ShapeError(
+                f"window is {window[0]}x{window[1]}, but the file fixes it to {height or 'any'}x{width or 'any'}"
+            )
+        height, width = window
+    return Volume(channels, height, width), batch or BATCH
+
+
+def _import_node(context: Context, source: Source) -> None:
+    if source.domain not in ("", "ai.onnx"):
+        raise UnsupportedOpError(
+            f"{source} is an operation of the domain '{source.domain}'; supported are ONNX's own: {_supported()}"
+        )
+    if source.op not in NODES and source.op not in FOLDS:
+        raise UnsupportedOpError(f"{source} is not supported; supported are: {_supported()}")
+    further = [name for name in source.outputs[1:] if name in context.needed]
+    if further:
+        raise UnsupportedOpError(f"{source}: its output '{further[0]}' is read; only the first output is supported")
+    names = list(source.inputs)
+    while names and not names[-1]:
+        names.pop()
+    for name in filter(None, names):
+        if name not in context.constants and name not in context.views:
+            raise ModelFormatError(f"{source} reads '{name}', which nothing before it writes")
+    if not source.outputs or any(name in context.constants or name in context.views for name in source.outputs):
+        raise ModelFormatError(f"{source} writes no tensor of its own")
+    result: np.ndarray | View
+    if all(name in context.constants for name in names):
+        result = fold(source, [context.constants[name] for name in names])
+    elif source.op == "Shape":
+        result = shape_array(source.cut_shape((BATCH, *context.view(source, 0).shape)))
+    elif source.op not in NODES:
+        raise UnsupportedOpError(
+            f"{source} is supported on constants only, but its input depends on the image; "
+            f"supported on volumes: {', '.join(sorted(NODES))}"
+        )
+    else:
+        result = NODES[source.op](context, source)
+    if isinstance(result, View):
+        context.views[source.outputs[0]] = result
+    else:
+        context.constants[source.outputs[0]] = result
+
+
+def _supported() -> str:
+    return ", ".join(sorted(NODES.keys() | FOLDS.keys()))
+
+
+def _output(context: Context, name: str) -> Output:
+    if name in context.constants:
+        raise UnsupportedOpError(f"the output '{name}' is a constant; supported are outputs that depend on the image")
+    if name not in context.views:
+        raise ModelFormatError(f"nothing writes the output '{name}'")
+    view = context.views[name]
+    shape = tuple(None if isinstance(size, Symbol) else size for size in view.shape)
+    return Output(name, view.tensor, None if view.shape == view.dims else shape)
