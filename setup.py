@@ -33,6 +33,6 @@ setup(
             extension("convserve.engine.executor"),
         ],
         language_level=3,
-        compiler_directives={"boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False},
+        compiler_directives={"cdivision": True},
     ),
 )

@@ -22,7 +22,7 @@ def active() -> str:
     present = available()
     if forced and forced not in present:
         raise SettingError(f"CONVSERVE_ISA is {forced!r}; this machine has {', '.join(present)}")
-    return forced or present[-1]
+    return forced or present[len(present) - 1]
 
 
 cdef const cs_kernels *table(str isa) except NULL:

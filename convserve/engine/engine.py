@@ -1,0 +1,136 @@
+"""The engine of one network: plans by image size, executors bound to them, memory for runs, and the thread count."""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+from convserve import settings
+from convserve.engine.executor import Execution, Executor, Memory
+from convserve.engine.team import thread_count
+from convserve.graph.ir import Graph
+from convserve.kernels import dispatch
+from convserve.plan.budget import plan_within
+from convserve.plan.plan import Layout, Plan, make_plan
+
+__all__ = ["Engine"]
+
+PLANS_KEPT = 16
+IDLE_BYTES = 16 << 20
+
+
+class Engine:
+    """Plans and runs a packed graph; may be used by any number of threads at once."""
+
+    def __init__(self, graph: Graph, *, threads: int | None = None, memory_budget: int | None = None) -> None:
+        self.graph = graph
+        self.threads = thread_count(threads)
+        self.memory_budget = memory_budget
+        self._lock = Lock()
+        self._executors: OrderedDict[tuple[Any, ...], Executor] = OrderedDict()
+        self._idle: list[Memory] = []
+
+    def plan(
+        self,
+        height: int,
+        width: int,
+        *,
+        images: int = 1,
+        sink_rows: list[int] | None = None,
+        memory_budget: int | None = None,
+        score_bytes: int = 0,
+        layout: Layout | None = None,
+        threads: int | None = None,
+    ) -> Plan:
+        """Return the plan of a run over images of height x width pixels.
+
+        memory_budget (bytes): default the engine's; layout: cuts and band height instead of the heuristic's.
+        Raises ShapeError where the image does not fit, MemoryBudgetError where no plan fits the budget.
+        """
+        return self.executor(
+            height,
+            width,
+            images=images,
+            sink_rows=sink_rows,
+            memory_budget=memory_budget,
+            score_bytes=score_bytes,
+            layout=layout,
+            threads=threads,
+        ).plan
+
+    def executor(
+        self,
+        height: int,
+        width: int,
+        *,
+        images: int = 1,
+        sink_rows: list[int] | None = None,
+        memory_budget: int | None = None,
+        score_bytes: int = 0,
+        layout: Layout | None = None,
+        threads: int | None = None,
+    ) -> Executor:
+        """Return the executor of the plan for these sizes, from the cache or new; arguments as in plan()."""
+        mode, poison, isa = settings.get("PLAN"), settings.get("POISON"), dispatch.active()
+        budget = memory_budget or self.memory_budget or settings.get("MEMORY_BUDGET")
+        crew = threads or self.threads
+        rows = tuple(sink_rows) if sink_rows else None
+        key = (height, width, images, rows, budget, score_bytes, layout, crew, mode, poison, isa)
+        with self._lock:
+            found = self._executors.get(key)
+            if found is not None:
+                self._executors.move_to_end(key)
+                return found
+        shape: dict[str, Any] = {
+            "images": images,
+            "threads": crew,
+            "sink_rows": sink_rows,
+            "full_buffers": mode == "off",
+            "poison": poison,
+        }
+        if layout is not None:
+            plan = make_plan(self.graph, height, width, layout=layout, **shape)
+            plan.score_bytes = score_bytes
+        else:
+            plan = plan_within(
+                self.graph, height, width, budget_bytes=budget, score_bytes=score_bytes, **shape
+            )
+        if mode == "print":
+            print(plan.table(), plan.steps(), sep="\n", file=sys.stderr)
+        executor = Executor(plan, isa)
+        with self._lock:
+            self._executors[key] = executor
+            while len(self._executors) > PLANS_KEPT:
+                self._executors.popitem(last=False)
+        return executor
+
+    @contextmanager
+    def execution(self, executor: Executor) -> Iterator[Execution]:
+        """Give an Execution with memory for its run, and take the memory back afterwards.
+
+        Memory of up to 16 MiB stays mapped for the next run of the same size; more goes back to the system.
+        """
+        size = executor.plan.arena_bytes + executor.plan.scratch_bytes
+        memory = self._take(size)
+        try:
+            yield Execution(executor, memory)
+        finally:
+            self._give(memory)
+
+    def _take(self, size_bytes: int) -> Memory:
+        with self._lock:
+            for number, memory in enumerate(self._idle):
+                if memory.size_bytes == size_bytes:
+                    return self._idle.pop(number)
+        return Memory(size_bytes)
+
+    def _give(self, memory: Memory) -> None:
+        dropped = []
+        with self._lock:
+            self._idle.append(memory)
+            while sum(idle.size_bytes for idle in self._idle) > IDLE_BYTES:
+                dropped.append(self._idle.pop(0))
+        for old in dropped:
+            old.close()

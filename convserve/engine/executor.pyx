@@ -1,0 +1,387 @@
+"""The executor: walks a plan's steps over one arena in one nogil loop, and can be left and entered again between steps."""
+
+import numpy as np
+
+from convserve.engine.team cimport barrier, run_region
+from convserve.errors import MemoryBudgetError
+from convserve.formats.packing import is_depthwise
+from convserve.graph.ops import explicit_pads
+from convserve.plan.plan import RING_BYTES, packs_windows
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from convserve.kernels.dispatch cimport cs_kernels, table
+from convserve.kernels.elementwise cimport (ADD, AFFINE, COPY, MUL, RELU, SHUFFLE, SOFTMAX, combine_rows, flatten_rows,
+                                            pixelwise_rows, poison_rows, read_rows, write_rows, zero_padding)
+from convserve.kernels.gemm cimport conv_rows, depthwise_rows
+from convserve.kernels.lrn cimport lrn_rows
+from convserve.kernels.pool cimport average_pool_rows, max_pool_rows
+from convserve.kernels.rows cimport Op, Ring, RowKernel, Run, Sink, Source
+
+__all__ = ["CANCELLED", "DONE", "NEEDS_ROWS", "WROTE_ROWS", "Execution", "Executor", "Memory"]
+
+DONE = 0          # all steps have run
+NEEDS_ROWS = 1    # the next step reads image rows that the source does not have yet
+WROTE_ROWS = 2    # rows of an output have just become final
+CANCELLED = 3     # cancel() was called
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *, size_t, int, int, int, long)
+    int munmap(void *, size_t)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    void *MAP_FAILED
+
+
+cdef class Memory:
+    """Anonymous mapped memory of a fixed number of bytes, given back to the system when it is closed or dropped."""
+
+    cdef void *start
+    cdef readonly size_t size_bytes
+
+    def __cinit__(self, size_t size_bytes):
+        self.start = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if self.start == MAP_FAILED:
+            self.start = NULL
+            raise MemoryBudgetError(f"the operating system refused {size_bytes:,} bytes for a run")
+        self.size_bytes = size_bytes
+
+    def close(self) -> None:
+        """Give the memory back; closing twice does nothing."""
+        if self.start != NULL:
+            munmap(self.start, self.size_bytes)
+            self.start = NULL
+
+    def __dealloc__(self):
+        if self.start != NULL:
+            munmap(self.start, self.size_bytes)
+
+
+cdef enum StepKind:
+    RUN_STEP
+    READ_STEP
+    WRITE_STEP
+    ZERO_STEP
+    POISON_STEP
+
+cdef struct Step:
+    StepKind kind
+    RowKernel kernel
+    int64_t index     # an operation, or for ZERO_STEP and POISON_STEP a ring
+    int64_t begin
+    int64_t end
+    int64_t advance
+
+cdef struct Block:
+    int64_t first
+    int64_t count
+    int64_t repeats
+
+
+cdef RowKernel kernel_of(str kind, bint depthwise) except NULL:
+    if kind == "Read":
+        return read_rows
+    if kind == "Write":
+        return write_rows
+    if kind == "Conv":
+        return depthwise_rows if depthwise else conv_rows
+    if kind in ("MaxPool", "GlobalMaxPool"):
+        return max_pool_rows
+    if kind in ("AveragePool", "GlobalAveragePool"):
+        return average_pool_rows
+    if kind == "LRN":
+        return lrn_rows
+    if kind in ("Add", "Mul"):
+        return combine_rows
+    if kind == "Flatten":
+        return flatten_rows
+    if kind in ("Identity", "Relu", "Affine", "Softmax", "ChannelShuffle"):
+        return pixelwise_rows
+    raise ValueError(f"no kernel runs {kind}")
+
+
+_PIXELWISE = {"Identity": COPY, "Relu": RELU, "Affine": AFFINE, "Softmax": SOFTMAX, "ChannelShuffle": SHUFFLE,
+              "Add": ADD, "Mul": MUL}
+
+
+cdef class Executor:
+    """A plan in C structures, bound to the weights and to one instruction set; read-only, shared by all its runs.
+
+    The plan's graph must be packed (formats.packing). Raises MemoryBudgetError where memory is refused.
+    """
+
+    cdef Op *ops
+    cdef int64_t *inputs
+    cdef Step *steps
+    cdef Block *blocks
+    cdef int64_t block_count
+    cdef const cs_kernels *kernels
+    cdef readonly object plan
+    cdef readonly str isa
+    cdef list kept   # the arrays whose memory the operations point into
+
+    def __cinit__(self, plan, str isa):
+        program = plan.program
+        count = len(program.operations)
+        self.plan, self.isa, self.kept = plan, isa, []
+        self.kernels = table(isa)
+        self.ops = <Op *> calloc(max(count, 1), sizeof(Op))
+        self.inputs = <int64_t *> calloc(sum(len(op.inputs) for op in program.operations) + 1, sizeof(int64_t))
+        self.steps = <Step *> calloc(sum(len(block.steps) for block in plan.blocks) + 1, sizeof(Step))
+        self.blocks = <Block *> calloc(len(plan.blocks) + 1, sizeof(Block))
+        if not (self.ops and self.inputs and self.steps and self.blocks):
+            raise MemoryBudgetError("the operating system refused memory for a plan")
+        self._bind_operations(program)
+        self._bind_steps(plan)
+
+    def __dealloc__(self):
+        free(self.ops)
+        free(self.inputs)
+        free(self.steps)
+        free(self.blocks)
+
+    cdef const float *_values(self, array) except? NULL:
+        values = np.ascontiguousarray(array, np.float32)
+        self.kept.append(values)
+        return <const float *> <uintptr_t> values.ctypes.data
+
+    cdef int _bind_operations(self, program) except -1:
+        cdef int64_t filled = 0
+        cdef Op *op
+        for operation in program.operations:
+            op = self.ops + <int64_t> operation.index
+            op.inputs = self.inputs + filled
+            op.input_count = len(operation.inputs)
+            op.output = operation.output
+            op.group = 1
+            for index in operation.inputs:
+                self.inputs[filled] = index
+                filled += 1
+            if operation.kind == "Write":
+                op.size = operation.sink
+            if operation.node is not None:
+                self._bind_node(op, operation.node, operation, program)
+        return 0
+
+    cdef int _bind_node(self, Op *op, node, operation, program) except -1:
+        attrs, params = node.attrs, node.params
+        op.kind = _PIXELWISE.get(node.op, -1)
+        op.relu = attrs.get("activation", "") == "relu"
+        op.group = attrs.get("group", 1)
+        vertical, horizontal = operation.vertical[0], operation.horizontal[0]
+        op.kernel_h, op.kernel_w = vertical.kernel, horizontal.kernel
+        op.stride_h, op.stride_w = vertical.stride, horizontal.stride
+        op.dilation_h, op.dilation_w = vertical.dilation, horizontal.dilation
+        op.pad_top, op.pad_left = vertical.pad_begin, horizontal.pad_begin
+        op.pad_bottom, op.pad_right = vertical.pad_end, horizontal.pad_end
+        if node.op == "Conv":
+            op.packed = packs_windows(node) and not is_depthwise(node)
+            op.weights = self._values(params["taps" if "taps" in params else "panels"])
+            op.bias = self._values(params["bias" if "taps" in params else "bias_panels"])
+        elif node.op == "AveragePool":
+            op.count_include_pad = attrs["count_include_pad"]
+        elif node.op == "Affine":
+            op.weights = self._values(params["scale"])
+            op.bias = self._values(params["shift"])
+        elif node.op == "LRN":
+            op.size = attrs["size"]
+            op.below = (attrs["size"] - 1) // 2
+            op.scale = attrs["alpha"] / attrs["size"]
+            op.beta = attrs["beta"]
+            op.offset = attrs["bias"]
+        return 0
+
+    cdef int _bind_steps(self, plan) except -1:
+        cdef int64_t number = 0
+        cdef Step *step
+        kinds = {"Read": READ_STEP, "Write": WRITE_STEP, "Zero": ZERO_STEP, "Poison": POISON_STEP}
+        self.block_count = len(plan.blocks)
+        for position, block in enumerate(plan.blocks):
+            self.blocks[<int64_t> position] = Block(number, len(block.steps), block.repeats)
+            for planned in block.steps:
+                step = self.steps + number
+                step.kind = kinds.get(planned.kind, RUN_STEP)
+                step.index, step.begin, step.end, step.advance = planned.index, planned.begin, planned.end, planned.advance
+                operation = plan.operation(planned)
+                if operation is not None:
+                    depthwise = operation.node is not None and is_depthwise(operation.node)
+                    step.kernel = kernel_of(planned.kind, depthwise)
+                number += 1
+        return 0
+
+
+cdef struct Walk:
+    # One run's place in the steps, and what the threads tell one another.
+    Run run
+    const Op *ops
+    const Step *steps
+    const Block *blocks
+    int64_t block_count
+    int64_t block, repeat, step
+    int pause_after_write
+    int status
+    int cancelled
+    int stop[2]     # thread 0 decides before a barrier, all read after it; by the step's parity
+    int64_t last_begin, last_end, last_sink
+    int64_t rows_needed
+
+
+cdef void walk(void *arg, int64_t thread) noexcept nogil:
+    """Run steps from where the run was left until it has to be left again; every thread goes the same way."""
+    cdef Walk *w = <Walk *> arg
+    cdef int64_t block = w.block, repeat = w.repeat, number = w.step
+    cdef int64_t threads = w.run.threads
+    cdef int parity = 0, status = 0
+    cdef bint stopped = False
+    cdef const Step *step
+    cdef int64_t begin, end
+    while block < w.block_count and not stopped:
+        while number < w.blocks[block].count and not stopped:
+            step = w.steps + w.blocks[block].first + number
+            begin = step.begin + repeat * step.advance
+            end = step.end + repeat * step.advance
+            if step.kind == READ_STEP and end > w.run.source.end:
+                status = 1
+                if thread == 0:
+                    w.rows_needed = end
+                break
+            if step.kind == ZERO_STEP:
+                if thread == 0:
+                    zero_padding(w.run.rings + step.index, w.run.images)
+            elif step.kind == POISON_STEP:
+                if thread == 0:
+                    poison_rows(w.run.rings + step.index, w.run.images, begin, end)
+            else:
+                step.kernel(w.ops + step.index, &w.run, begin, end, thread)
+            number += 1
+            if thread == 0:
+                w.stop[parity] = w.cancelled
+            if threads > 1:
+                barrier(threads)
+            if w.stop[parity]:
+                status = 3
+                stopped = True
+            elif step.kind == WRITE_STEP and w.pause_after_write:
+                if thread == 0:
+                    w.last_sink = w.ops[step.index].size
+                    w.last_begin, w.last_end = begin, end
+                status = 2
+                stopped = True
+            parity ^= 1
+        if status == 1:
+            break
+        if number == w.blocks[block].count:
+            number = 0
+            repeat += 1
+            if repeat == w.blocks[block].repeats:
+                repeat = 0
+                block += 1
+    if thread == 0:
+        w.block, w.repeat, w.step, w.status = block, repeat, number, status
+
+
+cdef class Execution:
+    """One run of an executor over memory of its own: give it a source and sinks, then advance() until DONE.
+
+    Not for use by two threads at once, except cancel(), which any thread may call.
+    """
+
+    cdef Walk walk
+    cdef readonly Executor executor
+    cdef readonly Memory memory
+    cdef list kept
+    cdef Sink *sinks
+
+    def __cinit__(self, Executor executor, Memory memory):
+        plan = executor.plan
+        cdef char *arena = <char *> memory.start
+        cdef char *scratch = arena + <int64_t> plan.arena_bytes
+        cdef Run *run = &self.walk.run
+        self.executor, self.memory, self.kept = executor, memory, []
+        if sizeof(Ring) != RING_BYTES or memory.size_bytes != plan.arena_bytes + plan.scratch_bytes:
+            raise ValueError("the memory of a run is not what its plan says")
+        self.sinks = <Sink *> calloc(len(plan.program.sink_rows), sizeof(Sink))
+        if self.sinks == NULL:
+            raise MemoryBudgetError("the operating system refused memory for a run")
+        self.walk.ops, self.walk.steps = executor.ops, executor.steps
+        self.walk.blocks, self.walk.block_count = executor.blocks, executor.block_count
+        run.kernels = executor.kernels
+        run.images, run.threads = plan.images, plan.threads
+        run.scratch, run.scratch_pitch = scratch, plan.scratch_pitch
+        run.rings = <Ring *> (scratch + <int64_t> plan.scratch_pitch * <int64_t> plan.threads)
+        run.zeros = <float *> (arena + <int64_t> plan.zeros_offset)
+        run.sinks = self.sinks
+        if plan.poison:
+            memset(arena, 0xff, plan.arena_bytes)
+        longest = max(tensor.row_pitch for tensor in plan.program.tensors)
+        memset(<char *> run.zeros, 0, <int64_t> longest * sizeof(float))
+        for tensor in plan.program.tensors:
+            self._bind_ring(run.rings + <int64_t> tensor.index, tensor, plan.program.tensors[tensor.root], arena)
+
+    cdef int _bind_ring(self, Ring *ring, tensor, root, char *arena) except -1:
+        ring.channels, ring.height, ring.width = tensor.volume.channels, tensor.height, tensor.width
+        ring.rows = root.ring_rows
+        ring.row_pitch, ring.pixel_pitch = root.row_pitch, root.volume.channels
+        ring.image_pitch = ring.rows * ring.row_pitch
+        ring.pad_left, ring.pad_right = root.pad_left, root.pad_right
+        ring.base = <float *> (arena + <int64_t> root.offset) + ring.pad_left * ring.pixel_pitch
+        ring.base += <int64_t> tensor.channel_offset
+        return 0
+
+    def __dealloc__(self):
+        free(self.sinks)
+
+    def set_source(self, rows, *, begin: int = 0, table=None, channel_of=(0, 1, 2, 3)) -> None:
+        """Let the image's rows from `begin` on come from an array (images, rows, width, channels), any strides.
+
+        float32 values are taken as they are; uint8 ones go through table, float32 (channels, 256), channel c
+        read from source channel channel_of[c].
+        """
+        cdef Source *source = &self.walk.run.source
+        if rows.dtype != (np.float32 if table is None else np.uint8):
+            raise ValueError(f"image rows of {rows.dtype}")
+        self.kept = [rows, table]
+        source.data = <const char *> <uintptr_t> rows.ctypes.data
+        source.image_stride, source.row_stride, source.pixel_stride, source.channel_stride = rows.strides
+        source.begin, source.end = begin, begin + rows.shape[1]
+        source.table = NULL
+        if table is not None:
+            source.table = <const float *> <uintptr_t> table.ctypes.data
+            for c, channel in enumerate(channel_of):
+                source.channel_of[<int64_t> c] = channel
+
+    def set_sink(self, int64_t number, rows, *, int64_t begin=0, chosen=None) -> None:
+        """Let output `number` go to a float32 array (images, rows, columns, channels), any strides, row `begin` first.
+
+        chosen: int64 channels to write instead of all. The caller keeps both arrays alive.
+        """
+        cdef Sink *sink = self.sinks + number
+        sink.data = <char *> <uintptr_t> rows.ctypes.data
+        sink.image_stride, sink.row_stride, sink.pixel_stride, sink.channel_stride = rows.strides
+        sink.begin, sink.rows = begin, begin + rows.shape[1]
+        sink.columns, sink.channels = rows.shape[2], rows.shape[3]
+        sink.chosen = <const int64_t *> <uintptr_t> (0 if chosen is None else chosen.ctypes.data)
+
+    @property
+    def rows_needed(self) -> int:
+        """After NEEDS_ROWS: the source must reach at least this row (excluded)."""
+        return self.walk.rows_needed
+
+    @property
+    def written(self) -> tuple:
+        """After WROTE_ROWS: (output number, first row, row behind the last)."""
+        return self.walk.last_sink, self.walk.last_begin, self.walk.last_end
+
+    def cancel(self) -> None:
+        """Make a running or the next advance() stop after its step; it then returns CANCELLED."""
+        self.walk.cancelled = 1
+
+    def advance(self, *, pause_after_write: bool = False) -> int:
+        """Run steps, without the GIL, until the run is done or has to be left, and return which of the four it is."""
+        cdef int64_t took
+        self.walk.pause_after_write = pause_after_write
+        with nogil:
+            took = run_region(walk, &self.walk, self.walk.run.threads)
+        if took == 0:
+            raise MemoryBudgetError(f"the operating system refused {self.walk.run.threads} threads for a run")
+        return self.walk.status
