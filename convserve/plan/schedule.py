@@ -204,7 +204,8 @@ def _skippable(sim: _Simulation, mark: _Mark) -> int:
         for source in sim.sources[sim.program.operations[index].inputs[number]]:
             reads = moved[index] * sim.program.operations[index].vertical[number].stride
             if reads:
-                most = min(most, (sim.limit[source.index] - rows) // reads)
+                # a window that lies wholly in the padding above the image waits for nothing, but not for long
+                most = min(most, (sim.limit[source.index] - rows) // reads if rows > 0 else 0)
     return most if most < 1 << 62 else 0
 
 
@@ -249,6 +250,9 @@ def _skip(sim: _Simulation, segment: int, mark: _Mark, count: int) -> list[Block
     sim.done = [now + rows * count for now, rows in zip(sim.done, moved, strict=True)]
     sim.oldest = [now + rows * count for now, rows in zip(sim.oldest, freed, strict=True)]
     sim.newest = [now + rows * count for now, rows in zip(sim.newest, grown, strict=True)]
+    for tensor in sim.tensors:
+        # what a later reader still holds whole grew all the while
+        tensor.ring_rows = max(tensor.ring_rows, sim.newest[tensor.index] - sim.oldest[tensor.index])
     sim.steps, sim.needs = [], []
     return blocks
 
