@@ -69,6 +69,10 @@ def _needed_nodes(proto: GraphProto) -> tuple[list[NodeProto], set[str]]:
         if writer is not None and writer not in kept:
             kept.add(writer)
             waiting.extend(filter(None, proto.node[writer].input))
+    given = {value.name for value in proto.input} | {tensor.name for tensor in proto.initializer}
+    missing = sorted(needed - writers.keys() - given - {sparse.values.name for sparse in proto.sparse_initializer})
+    if missing:
+        raise ModelFormatError(f"the graph needs '{missing[0]}', which no node, input or initializer of it gives")
     return [proto.node[index] for index in sorted(kept)], needed
 
 
