@@ -1,0 +1,170 @@
+"""Arrays, geometries and predictions to and from messages; no tensor becomes a Python list on the way."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from convserve.errors import InputError, RemoteError, ShapeError
+from convserve.results import Geometry, PlanBytes, Prediction, SizedPlan
+from convserve.wire import convserve_pb2 as pb
+
+__all__ = [
+    "ROWS_BYTES",
+    "array_to_tensor",
+    "classification_to_message",
+    "geometry_from_message",
+    "geometry_to_message",
+    "image_from_message",
+    "plan_from_message",
+    "plan_to_message",
+    "predictions_from_message",
+    "rows_from_message",
+    "rows_to_messages",
+    "tensor_to_array",
+]
+
+ROWS_BYTES = 1 << 20
+"""Scores that one message carries at most, in bytes, unless a single row is larger."""
+
+_FLOAT32 = np.dtype("<f4")
+_LAYOUTS = {pb.UINT8_HWC: (np.dtype("u1"), 3, "H, W, C"), pb.FP32_NCHW: (_FLOAT32, 4, "1, C, H, W")}
+_EXACTNESS = {"exact": pb.EXACT, "interior-exact": pb.INTERIOR_EXACT, "padded": pb.PADDED}
+_EXACTNESS_NAMES = {number: name for name, number in _EXACTNESS.items()}
+
+
+def array_to_tensor(array: np.ndarray) -> pb.Tensor:
+    """Return the message of a uint8 (H, W) or (H, W, C) image or a float32 (1, C, H, W) volume.
+
+    Raises InputError for any other dtype or number of axes.
+    """
+    if array.dtype == np.uint8 and array.ndim in (2, 3):
+        pixels = array[:, :, None] if array.ndim == 2 else array
+        return pb.Tensor(layout=pb.UINT8_HWC, shape=pixels.shape, data=pixels.tobytes())
+    if array.dtype == np.float32 and array.ndim == 4 and array.shape[0] == 1:
+        return pb.Tensor(layout=pb.FP32_NCHW, shape=array.shape, data=array.astype(_FLOAT32, copy=False).tobytes())
+    raise InputError(
+        f"an image is an array of {array.dtype} {array.shape}; allowed are uint8 (H, W) or (H, W, C),"
+        " and float32 (1, C, H, W) for values that are preprocessed already"
+    )
+
+
+def tensor_to_array(tensor: pb.Tensor) -> np.ndarray:
+    """Return the array that a message carries, a read-only view of its bytes.
+
+    Raises ShapeError for a wrong number of axes, a size below 1, more than one image, or a byte count that
+    is not the shape's; InputError for an unknown layout.
+    """
+    if tensor.layout not in _LAYOUTS:
+        raise InputError(f"tensor layout {tensor.layout} is unknown; allowed are UINT8_HWC and FP32_NCHW")
+    dtype, axes, names = _LAYOUTS[tensor.layout]
+    if len(tensor.shape) != axes:
+        raise ShapeError(f"a {pb.Layout.Name(tensor.layout)} tensor has axes ({names}), but {len(tensor.shape)} came")
+    shape = tuple(tensor.shape)
+    if min(shape) < 1:
+        raise ShapeError(f"a tensor's shape is {shape}; every size must be at least 1")
+    if tensor.layout == pb.FP32_NCHW and shape[0] != 1:
+        raise ShapeError(f"a tensor's shape is {shape}; one image is (1, C, H, W), several are several tensors")
+    # Python integers do not wrap, so a shape such as (2**62, 4, 4) cannot pass as a small one.
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != len(tensor.data):
+        raise ShapeError(f"a tensor of shape {shape} takes {expected} bytes, but {len(tensor.data)} came")
+    return np.frombuffer(tensor.data, dtype=dtype).reshape(shape)
+
+
+def image_from_message(image: pb.Image) -> bytes | np.ndarray:
+    """Return an image as the file's bytes, or as the array of its tensor; InputError where it is empty."""
+    match image.WhichOneof("content"):
+        case "encoded" if image.encoded:
+            return image.encoded
+        case "tensor":
+            return tensor_to_array(image.tensor)
+    raise InputError("an image of the request is empty; send the bytes of an image file or a tensor")
+
+
+def plan_to_message(plan: SizedPlan) -> pb.PlanBytes:
+    """Return the message of what a plan takes."""
+    return pb.PlanBytes(
+        arena=plan.arena_bytes, scratch=plan.scratch_bytes, weights=plan.weight_bytes, scores=plan.score_bytes
+    )
+
+
+def plan_from_message(message: pb.PlanBytes) -> PlanBytes:
+    """Return what a plan on the server takes."""
+    return PlanBytes(message.arena, message.scratch, message.weights, message.scores)
+
+
+def classification_to_message(predictions: list[Prediction]) -> pb.Classification:
+    """Return the message of one image's predictions, best first."""
+    return pb.Classification(
+        predictions=[pb.Prediction(label=one.label, index=one.index, score=one.score) for one in predictions]
+    )
+
+
+def predictions_from_message(message: pb.Classification) -> list[Prediction]:
+    """Return one image's predictions, best first."""
+    return [Prediction(one.label, one.index, one.score) for one in message.predictions]
+
+
+def geometry_to_message(geometry: Geometry, plan: SizedPlan, *, model: str) -> pb.Geometry:
+    """Return the message that opens a score map's stream."""
+    top, left, bottom, right = geometry.ring
+    return pb.Geometry(
+        model=model,
+        rows=geometry.rows,
+        cols=geometry.cols,
+        classes=geometry.classes,
+        labels=geometry.labels or [],
+        stride=_extent(geometry.stride),
+        window=_extent(geometry.window),
+        offset=_extent(geometry.offset),
+        exactness=_EXACTNESS[geometry.exactness],
+        ring=pb.Ring(top=top, left=left, bottom=bottom, right=right),
+        plan=plan_to_message(plan),
+    )
+
+
+def geometry_from_message(message: pb.Geometry) -> Geometry:
+    """Return a score map's geometry; RemoteError where the server sent an exactness that nobody knows."""
+    if message.exactness not in _EXACTNESS_NAMES:
+        raise RemoteError(f"the server sent the exactness {message.exactness}, which this client does not know")
+    return Geometry(
+        rows=message.rows,
+        cols=message.cols,
+        classes=list(message.classes),
+        labels=list(message.labels) or None,
+        stride=(message.stride.vertical, message.stride.horizontal),
+        window=(message.window.vertical, message.window.horizontal),
+        offset=(message.offset.vertical, message.offset.horizontal),
+        exactness=_EXACTNESS_NAMES[message.exactness],
+        ring=(message.ring.top, message.ring.left, message.ring.bottom, message.ring.right),
+    )
+
+
+def rows_to_messages(first_row: int, scores: np.ndarray) -> Iterator[pb.ScoreRows]:
+    """Yield messages of at most ROWS_BYTES that together carry scores, float32 (rows, cols, classes)."""
+    row_bytes = max(1, scores.shape[1] * scores.shape[2] * _FLOAT32.itemsize)
+    step = max(1, ROWS_BYTES // row_bytes)
+    for row in range(0, scores.shape[0], step):
+        part = scores[row : row + step].astype(_FLOAT32, copy=False)
+        yield pb.ScoreRows(first_row=first_row + row, rows=part.shape[0], scores=part.tobytes())
+
+
+def rows_from_message(message: pb.ScoreRows, geometry: Geometry) -> np.ndarray:
+    """Return the scores of a message, a read-only float32 (rows, cols, classes) view of its bytes.
+
+    Raises RemoteError where rows or byte count do not fit the geometry.
+    """
+    shape = (message.rows, geometry.cols, len(geometry.classes))
+    if message.first_row + message.rows > geometry.rows:
+        raise RemoteError(
+            f"the server sent score rows {message.first_row} to {message.first_row + message.rows} of {geometry.rows}"
+        )
+    expected = math.prod(shape) * _FLOAT32.itemsize
+    if expected != len(message.scores):
+        raise RemoteError(f"score rows of shape {shape} take {expected} bytes, but {len(message.scores)} came")
+    return np.frombuffer(message.scores, dtype=_FLOAT32).reshape(shape)
+
+
+def _extent(pair: tuple[int, int]) -> pb.Extent:
+    return pb.Extent(vertical=pair[0], horizontal=pair[1])
