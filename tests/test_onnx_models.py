@@ -1,4 +1,4 @@
-"""Importing whole ONNX networks: exporters' patterns, the free batch, open sizes, and the named and trained networks."""
+"""Importing whole ONNX networks: exporters' patterns, the free batch, open sizes, named and trained networks."""
 
 from pathlib import Path
 

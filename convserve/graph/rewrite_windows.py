@@ -132,9 +132,7 @@ def _unflattened(node: Node, flatten: Node) -> Node:
 def _as_conv(gemm: Node, kernel: tuple[int, int], tensor: str) -> Node:
     outputs, inputs = gemm.params["weight"].shape
     if inputs % (kernel[0] * kernel[1]):
-        raise ModelError(
-            f"{gemm}: weights for {inputs} inputs do not fit a window of {kernel[0]}x{kernel[1]}"
-        )
+        raise ModelError(f"{gemm}: weights for {inputs} inputs do not fit a window of {kernel[0]}x{kernel[1]}")
     weight = gemm.params["weight"].reshape(outputs, -1, *kernel)
     attrs = {
         "kernel_shape": kernel,

@@ -128,9 +128,8 @@ def _open_inside(folder: Path, location: str, what: str) -> BinaryIO:
         raise refused from error
     finally:
         os.close(directory)
-    file = os.fdopen(descriptor, "rb")
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        file.close()
+        os.close(descriptor)
         raise refused
-    return file
+    return os.fdopen(descriptor, "rb")
