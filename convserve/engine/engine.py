@@ -7,10 +7,15 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from convserve import settings
 from convserve.engine.executor import Execution, Executor, Memory
+from convserve.engine.source import ImageRows
 from convserve.engine.team import thread_count
+from convserve.errors import MemoryBudgetError
 from convserve.graph.ir import Graph
+from convserve.graph.ops import infer_volumes
 from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
 from convserve.plan.plan import Layout, Plan, make_plan
@@ -19,6 +24,9 @@ __all__ = ["Engine"]
 
 PLANS_KEPT = 16
 IDLE_BYTES = 16 << 20
+# A batch runs in groups whose arena stays below this, since larger ones gain no more speed.
+BATCH_ARENA_BYTES = 64 << 20
+MOST_IMAGES = 256
 
 
 class Engine:
@@ -118,6 +126,39 @@ class Engine:
             yield Execution(executor, memory)
         finally:
             self._give(memory)
+
+    def run(self, image: ImageRows) -> dict[str, np.ndarray]:
+        """Return each output for the images, float32 (N, C, H, W), by name; large batches run in groups."""
+        volumes = infer_volumes(self.graph, image.height, image.width)
+        results = {}
+        for output in self.graph.outputs:
+            volume = volumes[output.tensor]
+            assert volume.height is not None
+            assert volume.width is not None
+            results[output.name] = np.empty((image.count, volume.channels, volume.height, volume.width), np.float32)
+        at_once = self._images_at_once(image)
+        for first in range(0, image.count, at_once):
+            group = image.rows[first : first + at_once]
+            executor = self.executor(image.height, image.width, images=len(group))
+            with self.execution(executor) as run:
+                run.set_source(group, table=image.table, channel_of=image.channel_of)
+                for number, output in enumerate(self.graph.outputs):
+                    run.set_sink(number, results[output.name][first : first + at_once].transpose(0, 2, 3, 1))
+                run.advance()
+        return results
+
+    def _images_at_once(self, image: ImageRows) -> int:
+        if image.count <= 1:
+            return 1
+        one = self.plan(image.height, image.width).arena_bytes
+        at_once = min(image.count, MOST_IMAGES, max(1, BATCH_ARENA_BYTES // one))
+        while at_once > 1:
+            try:
+                self.plan(image.height, image.width, images=at_once)
+                return at_once
+            except MemoryBudgetError:
+                at_once //= 2
+        return 1
 
     def _take(self, size_bytes: int) -> Memory:
         with self._lock:

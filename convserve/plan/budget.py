@@ -80,7 +80,9 @@ def plan_within(
     smallest = 0
     rows = (BAND_ROWS, 2, 1)
     for band_rows, crew in [*((band, threads) for band in rows), (1, 1)]:
-        layout = None if full_buffers else default_layout(graph, height, width, band_rows=band_rows, sink_rows=sink_rows)
+        layout = None
+        if not full_buffers:
+            layout = default_layout(graph, height, width, band_rows=band_rows, sink_rows=sink_rows)
         plan = make_plan(
             graph,
             height,

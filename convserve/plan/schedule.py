@@ -1,4 +1,4 @@
-"""The schedule, found by simulating rows: which operation computes which rows, in which order, and how high each ring is.
+"""The schedule, found by simulating rows: which operation computes which rows, and when; how high each ring is.
 
 Each segment's sinks ask for their next band; an operation asks its inputs for the rows that it lacks.
 The most rows that a tensor held at once (produced, and still needed by somebody) is its ring's height.

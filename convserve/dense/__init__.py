@@ -1,0 +1,7 @@
+"""Dense scoring: geometry and exactness, streams of rows, and maps of whole images."""
+
+from convserve.dense.scoring import open_stream, score_map
+from convserve.dense.sliding import Sliding, sliding
+from convserve.dense.stream import ScoreStream
+
+__all__ = ["ScoreStream", "Sliding", "open_stream", "score_map", "sliding"]

@@ -1,0 +1,135 @@
+"""Score maps of whole images: shifted passes merged to a finer stride, or the network on every crop."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from convserve.dense.sliding import Sliding, checked_stride, cropping, geometry, sliding
+from convserve.dense.stream import ScoreStream
+from convserve.engine.engine import Engine
+from convserve.engine.source import ImageRows
+from convserve.errors import InputError
+from convserve.plan.plan import Layout
+from convserve.results import Geometry, ScoreMap, SizedPlan
+
+__all__ = ["METHODS", "open_stream", "score_map"]
+
+METHODS = ("auto", "dense", "crops")
+
+
+def open_stream(
+    engine: Engine,
+    slide: Sliding,
+    image: ImageRows,
+    *,
+    classes: list[int] | None,
+    labels: list[str],
+    memory_budget: int | None = None,
+    score_bytes: int = 0,
+    layout: Layout | None = None,
+) -> ScoreStream:
+    """Return the stream of one dense pass at the output stride; classes None keeps all, labels are of those kept.
+
+    score_bytes: what the caller holds of the map, counted into the plan. Raises ShapeError, MemoryBudgetError.
+    """
+    kept = list(range(slide.channels)) if classes is None else classes
+    place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels)
+    executor = engine.executor(
+        image.height,
+        image.width,
+        sink_rows=[place.rows],
+        memory_budget=memory_budget,
+        score_bytes=score_bytes,
+        layout=layout,
+    )
+    return ScoreStream(engine, executor, place, image, classes=classes)
+
+
+def score_map(
+    engine: Engine,
+    image: ImageRows,
+    *,
+    stride: int | tuple[int, int] | None,
+    classes: list[int] | None,
+    labels: list[str],
+    method: str,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> ScoreMap:
+    """Return the scores of the engine's only output at every window position of the image.
+
+    method: "auto" and "dense" slide the network, a finer stride by shifted passes; "crops" runs every crop.
+    progress: show a bar on stderr. Raises InputError, ShapeError, UnsupportedOpError, MemoryBudgetError.
+    """
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
+    start = time.perf_counter()
+    crops = method == "crops"
+    slide = cropping(engine.graph) if crops else sliding(engine.graph)
+    steps = checked_stride(stride, slide, free=crops)
+    kept = list(range(slide.channels)) if classes is None else classes
+    place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels, stride=steps)
+    scores = np.empty((place.rows, place.cols, len(kept)), np.float32)
+    plan: SizedPlan = engine.plan(*slide.window)
+    total, work = place.rows, _score_crops(engine, image, place, scores)
+    if not crops:
+        options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": scores.nbytes}
+        streams = [
+            (open_stream(engine, slide, view, classes=classes, labels=labels, **options), part)
+            for view, part in _passes(image, slide, steps, scores)
+        ]
+        plan = streams[0][0].plan
+        total, work = sum(stream.geometry.rows for stream, _ in streams), _score_passes(streams, slide, steps)
+    with Progress(transient=True, disable=not progress, console=Console(stderr=True)) as bar:
+        task = bar.add_task("rows of scores", total=total)
+        for rows in work:
+            bar.advance(task, rows)
+    return ScoreMap.over(place, scores, plan=plan, seconds=time.perf_counter() - start)
+
+
+def _passes(
+    image: ImageRows, slide: Sliding, steps: tuple[int, int], scores: np.ndarray
+) -> Iterator[tuple[ImageRows, np.ndarray]]:
+    # (part of the image, part of the map) of each shifted pass
+    finer = [max(own // step, 1) for own, step in zip(slide.stride, steps, strict=True)]
+    for down in range(finer[0]):
+        for across in range(finer[1]):
+            part = scores[down :: finer[0], across :: finer[1]]
+            if not part.size:
+                continue
+            view = image.rows[:, down * steps[0] :, across * steps[1] :]
+            if not slide.padded_by:
+                # pixels behind the last whole window change nothing; without them most passes share one plan
+                rows, cols = slide.positions(*view.shape[1:3])
+                height = (rows - 1) * slide.stride[0] + slide.window[0]
+                width = (cols - 1) * slide.stride[1] + slide.window[1]
+                view = view[:, :height, :width]
+            yield image.of(view), part
+
+
+def _score_passes(
+    streams: list[tuple[ScoreStream, np.ndarray]], slide: Sliding, steps: tuple[int, int]
+) -> Iterator[int]:
+    # yields the rows that each block brought; a coarser stride keeps every so many of them
+    down, across = (max(step // own, 1) for own, step in zip(slide.stride, steps, strict=True))
+    for stream, part in streams:
+        for first, block in stream.blocks(part if down == across == 1 else None):
+            if down > 1 or across > 1:
+                for row in range(-(-first // down) * down, first + len(block), down):
+                    part[row // down] = block[row - first, ::across]
+            yield len(block)
+
+
+def _score_crops(engine: Engine, image: ImageRows, place: Geometry, scores: np.ndarray) -> Iterator[int]:
+    # the windows are views of the image: no crop is copied
+    windows = np.lib.stride_tricks.sliding_window_view(image.rows[0], place.window, axis=(0, 1))
+    windows = windows[:: place.stride[0], :: place.stride[1]].transpose(0, 1, 3, 4, 2)
+    name = engine.graph.outputs[0].name
+    for row in range(place.rows):
+        values = engine.run(image.of(windows[row]))[name]
+        scores[row] = values.reshape(place.cols, -1)[:, place.classes]
+        yield 1

@@ -1,0 +1,386 @@
+"""Model: what a user holds. Load a network, run it, classify images, make score maps, ask for plans."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convserve import dense
+from convserve.dense import ScoreStream
+from convserve.engine.engine import Engine
+from convserve.engine.source import ImageRows
+from convserve.errors import InputError, ModelNotFoundError, ShapeError
+from convserve.formats.container import is_container, read_container
+from convserve.formats.onnx import load_onnx
+from convserve.formats.packing import pack_graph
+from convserve.graph.ir import Graph, Output
+from convserve.graph.ops import infer_volumes
+from convserve.graph.rewrites import rewrite
+from convserve.images.decode import ImageSource, decode
+from convserve.images.preprocess import Preprocess
+from convserve.plan.plan import Layout, Plan
+from convserve.results import Prediction, ScoreMap
+from convserve.settings import parse_bytes
+
+__all__ = ["Model", "load"]
+
+
+def load(
+    source: str | os.PathLike[str] | bytes | Graph,
+    *,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    algorithm: str = "auto",
+    threads: int | None = None,
+    fit: str = "floor",
+    memory_budget: int | str | None = None,
+    window: tuple[int, int] | None = None,
+) -> "Model":
+    """Return the Model of an ONNX file, a native container (memory-mapped), ONNX bytes or a Graph.
+
+    preprocess, labels: what classify and score_map do to images and call classes (labels: a list, or a text
+    file with one a line); default what the container holds. algorithm: "auto" or "gemm". threads: default
+    CONVSERVE_THREADS, else all this process may use. fit: "floor", as ONNX rounds strides that do not fit.
+    memory_budget: bytes or a text such as "64MiB" for arena, scratch and held scores of each run.
+    window: (height, width) for an ONNX file that leaves its input size open.
+    Raises ModelNotFoundError, ModelFormatError, UnsupportedOpError, InputError.
+    """
+    if algorithm not in ("auto", "gemm"):
+        raise InputError(f"algorithm is {algorithm!r}; allowed: auto, gemm")
+    if fit != "floor":
+        raise InputError(f"fit is {fit!r}; allowed: floor")
+    if threads is not None and not 1 <= threads <= 256:
+        raise InputError(f"threads is {threads!r}; allowed: 1 to 256")
+    budget = None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget")
+    name = ""
+    if isinstance(source, Graph):
+        graph = source
+    elif isinstance(source, bytes) or not is_container(_existing(source)):
+        graph = load_onnx(source, window=window)
+        name = "" if isinstance(source, bytes) else Path(source).stem
+    else:
+        container = read_container(source)
+        graph = container.graph
+        if preprocess is None and container.preprocess is not None:
+            preprocess = Preprocess.from_dict(container.preprocess)
+        labels = container.labels if labels is None else labels
+        name = Path(source).stem
+    graph = pack_graph(rewrite(graph, window=window))
+    return Model(
+        graph,
+        name=name or graph.name,
+        preprocess=preprocess,
+        labels=_label_list(labels),
+        threads=threads,
+        memory_budget=budget,
+    )
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    if not Path(path).is_file():
+        raise ModelNotFoundError(f"no model file at {os.fspath(path)!r}")
+    return Path(path)
+
+
+def _label_list(labels: Sequence[str] | str | os.PathLike[str] | None) -> list[str] | None:
+    if labels is None:
+        return None
+    if isinstance(labels, (str, os.PathLike)):
+        try:
+            return Path(labels).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the labels file {os.fspath(labels)!r} cannot be read: {error}") from error
+    return [str(label) for label in labels]
+
+
+class Model:
+    """A loaded network; may be used by any number of threads at once."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        name: str,
+        preprocess: Preprocess | None = None,
+        labels: list[str] | None = None,
+        threads: int | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
+        self.graph = graph
+        self.name = name
+        self.labels = labels
+        self.preprocess = preprocess
+        self._options: dict[str, Any] = {"threads": threads, "memory_budget": memory_budget}
+        self._engines: dict[tuple[str, ...], Engine] = {}
+        channels = graph.input_volume.channels
+        if preprocess is not None and preprocess.channel_count != channels:
+            raise InputError(
+                f'preprocess gives {preprocess.channel_count} channel(s) ("{preprocess.channels}");'
+                f" the network reads {channels}"
+            )
+        if labels is not None and self.window is not None and len(labels) != self.classes:
+            raise InputError(f"there are {len(labels)} labels, but the network has {self.classes} classes")
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(height, width) that the network was made for; None where its file leaves them open."""
+        height, width = self.graph.input_volume.height, self.graph.input_volume.width
+        return None if height is None or width is None else (height, width)
+
+    @property
+    def classes(self) -> int:
+        """Values of the first output for one image of the window's size."""
+        return infer_volumes(self.graph)[self.graph.outputs[0].tensor].values
+
+    def _engine(self, outputs: tuple[str, ...]) -> Engine:
+        # an engine computes only what these outputs need
+        if outputs not in self._engines:
+            shown = [self._output(name) for name in outputs]
+            self._engines[outputs] = Engine(_reduced(self.graph, shown), **self._options)
+        return self._engines[outputs]
+
+    def _output(self, name: str) -> Output:
+        for output in self.graph.outputs:
+            if output.name == name:
+                return output
+        known = ", ".join(output.name for output in self.graph.outputs)
+        raise InputError(f"the network has no output {name!r}; it has {known}")
+
+    # ---- tensors in, tensors out
+
+    def run(self, x: np.ndarray, outputs: str | Sequence[str] | None = None) -> np.ndarray | dict[str, np.ndarray]:
+        """Return the network's output for x, float32 (N, C, H, W), N free, in the shape that the network declares.
+
+        outputs: a name or names instead of all. One output comes as an array, several as a dict by name.
+        Raises ShapeError, InputError, MemoryBudgetError.
+        """
+        names = tuple(output.name for output in self.graph.outputs)
+        if outputs is not None:
+            names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        x = self._checked_tensor(x)
+        engine = self._engine(names)
+        found = engine.run(ImageRows(x.transpose(0, 2, 3, 1)))
+        results = {output.name: _in_declared_shape(found[output.name], output) for output in engine.graph.outputs}
+        return results[names[0]] if len(names) == 1 else results
+
+    def _checked_tensor(self, x: np.ndarray) -> np.ndarray:
+        declared = self.graph.input_volume
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+            raise InputError(f"the input is {kind}; it must be a float32 array")
+        fits = x.ndim == 4 and all(
+            have == want or want is None
+            for have, want in zip(x.shape[1:], (declared.channels, declared.height, declared.width), strict=True)
+        )
+        if not fits or 0 in x.shape:
+            want = f"(N, {declared.channels}, {declared.height or 'H'}, {declared.width or 'W'})"
+            hint = "; score_map takes larger images" if x.ndim == 4 and self.window else ""
+            raise ShapeError(f"the input has shape {x.shape}; it must be {want} with N from 1{hint}")
+        return x
+
+    # ---- images in, predictions out
+
+    def classify(
+        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """Return the `top` classes of an image, best first; of a list of images, a list for each.
+
+        An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C). It is resized and cropped as
+        preprocess says and must then have the window's size. Raises ImageError, ShapeError, InputError.
+        """
+        if not isinstance(top, int) or top < 1:
+            raise InputError(f"top is {top!r}; it must be a whole number from 1")
+        several = isinstance(images, (list, tuple))
+        prepared = [self._window_image(image) for image in (images if several else [images])]  # type: ignore[list-item]
+        results = []
+        for scores in self._scores_of(prepared):
+            order = np.argsort(-scores, kind="stable")[:top]
+            results.append([Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order])
+        return results if several else results[0]
+
+    def _window_image(self, image: ImageSource) -> np.ndarray:
+        preprocess = self._preprocess()
+        pixels = preprocess.prepare(decode(image, channels=preprocess.channels))
+        if self.window is not None and pixels.shape[:2] != self.window:
+            raise ShapeError(
+                f"the image is {pixels.shape[0]}x{pixels.shape[1]} after preprocessing; the network's window is"
+                f" {self.window[0]}x{self.window[1]}: give preprocess=Preprocess(resize=, crop=), or use score_map"
+            )
+        return pixels
+
+    def _scores_of(self, images: list[np.ndarray]) -> np.ndarray:
+        if not images:
+            return np.empty((0, 0), np.float32)
+        if len({image.shape for image in images}) > 1:
+            raise ShapeError("the images of one call differ in size after preprocessing; give Preprocess(crop=)")
+        preprocess, name = self._preprocess(), self.graph.outputs[0].name
+        if preprocess.slides:
+            rows = ImageRows(np.stack(images), preprocess.table(), preprocess.source_channels())
+        else:
+            rows = ImageRows(np.concatenate([preprocess.apply(image) for image in images]).transpose(0, 2, 3, 1))
+        return self._engine((name,)).run(rows)[name].reshape(len(images), -1)
+
+    def _preprocess(self) -> Preprocess:
+        if self.preprocess is not None:
+            return self.preprocess
+        channels = self.graph.input_volume.channels
+        if channels not in (1, 3):
+            raise InputError(f"the network reads {channels} channels; images have 1 or 3: use run() with an array")
+        return Preprocess(channels="gray" if channels == 1 else "rgb")
+
+    def _label(self, index: int) -> str:
+        return self.labels[index] if self.labels is not None and index < len(self.labels) else str(index)
+
+    # ---- score maps
+
+    def score_map(
+        self,
+        image: ImageSource,
+        *,
+        stride: int | tuple[int, int] | None = None,
+        classes: Sequence[int | str] | None = None,
+        method: str = "auto",
+        output: str | None = None,
+        memory_budget: int | str | None = None,
+        progress: bool = False,
+    ) -> ScoreMap:
+        """Return the scores of the network at every window position of an image: float32 (rows, cols, classes).
+
+        image: as for classify, never resized or cropped, or float32 (1, C, H, W), taken as already preprocessed.
+        stride: default the network's output stride; a divisor (by shifted passes) or a multiple of it, pixels.
+        classes: indices or labels to keep. method: "auto" and "dense" slide the network, "crops" runs it on
+        every crop, at any stride. progress: show a bar on stderr.
+        output: which output of several. Raises ShapeError where not one window fits, UnsupportedOpError
+        where the network cannot slide, MemoryBudgetError.
+        """
+        engine = self._engine((output or self.graph.outputs[0].name,))
+        chosen, labels = self._class_indices(engine, classes)
+        return dense.score_map(
+            engine,
+            self._image_rows(image),
+            stride=stride,
+            classes=chosen,
+            labels=labels,
+            method=method,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget"),
+            progress=progress,
+        )
+
+    def score_stream(
+        self,
+        image: ImageSource,
+        *,
+        classes: Sequence[int | str] | None = None,
+        output: str | None = None,
+        memory_budget: int | str | None = None,
+        layout: Layout | None = None,
+    ) -> ScoreStream:
+        """Return the stream that score_map collects: geometry at once, then rows of scores as they become final."""
+        engine = self._engine((output or self.graph.outputs[0].name,))
+        chosen, labels = self._class_indices(engine, classes)
+        return dense.open_stream(
+            engine,
+            dense.sliding(engine.graph),
+            self._image_rows(image),
+            classes=chosen,
+            labels=labels,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget"),
+            layout=layout,
+        )
+
+    def _image_rows(self, image: ImageSource) -> ImageRows:
+        channels = self.graph.input_volume.channels
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != channels or 0 in image.shape:
+                raise ShapeError(f"the float32 image has shape {image.shape}; it must be (1, {channels}, H, W)")
+            return ImageRows(image.transpose(0, 2, 3, 1))
+        preprocess = self._preprocess()
+        if not preprocess.slides:
+            raise InputError("a per-pixel mean image cannot slide over larger images; it serves classify only")
+        pixels = decode(image, channels=preprocess.channels)
+        return ImageRows(pixels[None], preprocess.table(), preprocess.source_channels())
+
+    def _class_indices(self, engine: Engine, classes: Sequence[int | str] | None) -> tuple[list[int] | None, list[str]]:
+        # (indices to keep, or None for all; their labels)
+        count = infer_volumes(engine.graph)[engine.graph.outputs[0].tensor].channels
+        if classes is None:
+            return None, [self._label(index) for index in range(count)]
+        if isinstance(classes, str) or not len(classes):
+            raise InputError(f"classes is {classes!r}; it must be a list of class indices or labels")
+        indices = []
+        for wanted in classes:
+            if isinstance(wanted, str) and self.labels is not None and wanted in self.labels:
+                indices.append(self.labels.index(wanted))
+            elif isinstance(wanted, (int, np.integer)) and 0 <= wanted < count:
+                indices.append(int(wanted))
+            else:
+                raise InputError(
+                    f"class {wanted!r} does not exist; the network has the indices 0 to {count - 1}, or its labels"
+                )
+        return indices, [self._label(index) for index in indices]
+
+    # ---- plans
+
+    def plan(
+        self,
+        height: int,
+        width: int,
+        *,
+        batch: int = 1,
+        memory_budget: int | str | None = None,
+        hold_scores: bool = False,
+        layout: Layout | None = None,
+    ) -> Plan:
+        """Return the plan of a run over `batch` images of height x width pixels, before anything is allocated.
+
+        An image larger than the window is a score map; hold_scores: count the whole map into p.score_bytes.
+        layout: cuts and band height instead of the heuristic's. Raises ShapeError, MemoryBudgetError.
+        """
+        for name, value in (("height", height), ("width", width), ("batch", batch)):
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
+        budget = None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget")
+        sink_rows, score_bytes = None, 0
+        name = self.graph.outputs[0].name
+        engine = self._engine(tuple(output.name for output in self.graph.outputs))
+        if self.window is not None and (height, width) != self.window:
+            engine = self._engine((name,))
+            slide = dense.sliding(engine.graph)
+            rows, cols = slide.positions(height, width)
+            sink_rows = [rows]
+            score_bytes = rows * cols * slide.channels * 4 * batch if hold_scores else 0
+        elif hold_scores:
+            volumes = infer_volumes(self.graph, height, width)
+            score_bytes = sum(volumes[output.tensor].values for output in self.graph.outputs) * 4 * batch
+        return engine.plan(
+            height,
+            width,
+            images=batch,
+            sink_rows=sink_rows,
+            memory_budget=budget,
+            score_bytes=score_bytes,
+            layout=layout,
+        )
+
+
+def _reduced(graph: Graph, shown: list[Output]) -> Graph:
+    wanted = {output.tensor for output in shown}
+    nodes = []
+    for node in reversed(graph.nodes):
+        if node.output in wanted:
+            nodes.append(node)
+            wanted.update(node.inputs)
+    return Graph(graph.name, graph.input_name, graph.input_volume, nodes[::-1], shown)
+
+
+def _in_declared_shape(y: np.ndarray, output: Output) -> np.ndarray:
+    if output.shape is None:
+        return y
+    sizes = [y.shape[0], *output.shape]
+    if sizes.count(None) == 1:
+        sizes[sizes.index(None)] = -1
+    elif None in sizes:
+        return y
+    return y.reshape(sizes)  # type: ignore[arg-type]
