@@ -154,7 +154,6 @@ def pack_node(node: Node) -> Node:
     bias = node.params.get("bias")
     if bias is None:
         bias = np.zeros(weight.shape[0], np.float32)
-    others = {name: array for name, array in node.params.items() if name not in ("weight", "bias")}
     if is_depthwise(node):
         aligned_bias = aligned_empty(bias.shape)
         aligned_bias[...] = bias
@@ -162,7 +161,7 @@ def pack_node(node: Node) -> Node:
     else:
         packed = {"panels": pack_conv(weight, group), "bias_panels": pack_bias(bias, group)}
     attrs = {**node.attrs, "weight_shape": tuple(map(int, weight.shape))}
-    return node.changed(attrs=attrs, params={**packed, **others})
+    return node.changed(attrs=attrs, params=packed)
 
 
 def unpack_node(node: Node) -> Node:
@@ -170,14 +169,13 @@ def unpack_node(node: Node) -> Node:
     if node.op != "Conv" or not is_packed(node):
         return node
     shape = weight_shape(node)
-    params = dict(node.params)
-    if "taps" in params:
-        params["weight"] = unpack_depthwise(params.pop("taps"), shape)
+    if "taps" in node.params:
+        weight, bias = unpack_depthwise(node.params["taps"], shape), node.params["bias"]
     else:
-        params["weight"] = unpack_conv(params.pop("panels"), shape)
-        params["bias"] = unpack_bias(params.pop("bias_panels"), shape[0])
+        weight = unpack_conv(node.params["panels"], shape)
+        bias = unpack_bias(node.params["bias_panels"], shape[0])
     attrs = {name: value for name, value in node.attrs.items() if name != "weight_shape"}
-    return node.changed(attrs=attrs, params=params)
+    return node.changed(attrs=attrs, params={"weight": weight, "bias": bias})
 
 
 def pack_graph(graph: Graph) -> Graph:
