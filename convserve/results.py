@@ -48,8 +48,8 @@ class PlanBytes:
 
     @property
     def total_bytes(self) -> int:
-        """Sum of the four."""
-        return self.arena_bytes + self.scratch_bytes + self.weight_bytes + self.score_bytes
+        """Arena + scratch + scores held; weights are counted apart, since they are mapped and shared."""
+        return self.arena_bytes + self.scratch_bytes + self.score_bytes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

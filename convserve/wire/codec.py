@@ -1,7 +1,7 @@
 """Arrays, geometries and predictions to and from messages; no tensor becomes a Python list on the way."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from convserve.wire import convserve_pb2 as pb
 __all__ = [
     "ROWS_BYTES",
     "array_to_tensor",
+    "classes_from_message",
+    "classes_to_message",
     "classification_to_message",
     "geometry_from_message",
     "geometry_to_message",
@@ -80,6 +82,26 @@ def image_from_message(image: pb.Image) -> bytes | np.ndarray:
         case "tensor":
             return tensor_to_array(image.tensor)
     raise InputError("an image of the request is empty; send the bytes of an image file or a tensor")
+
+
+def classes_to_message(classes: Sequence[int | str]) -> list[pb.ClassChoice]:
+    """Return the messages of class indices and labels; InputError for anything else, or an empty list."""
+    if isinstance(classes, str) or not len(classes):
+        raise InputError(f"classes is {classes!r}; it must be a list of class indices or labels")
+    choices = []
+    for wanted in classes:
+        if isinstance(wanted, str):
+            choices.append(pb.ClassChoice(label=wanted))
+        elif isinstance(wanted, int | np.integer) and 0 <= wanted < 1 << 32:
+            choices.append(pb.ClassChoice(index=int(wanted)))
+        else:
+            raise InputError(f"class {wanted!r} does not exist; give indices from 0 or labels")
+    return choices
+
+
+def classes_from_message(choices: Iterable[pb.ClassChoice]) -> list[int | str] | None:
+    """Return class indices and labels in the order asked for; None where all classes are meant."""
+    return [one.label if one.WhichOneof("choice") == "label" else one.index for one in choices] or None
 
 
 def plan_to_message(plan: SizedPlan) -> pb.PlanBytes:

@@ -1,0 +1,74 @@
+"""convserve: ConvNet inference and dense score maps on CPUs, in the memory you set. The public names."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convserve.client import Client
+    from convserve.errors import (
+        ConvserveError,
+        ImageError,
+        InputError,
+        MemoryBudgetError,
+        ModelError,
+        ModelFormatError,
+        ModelNotFoundError,
+        RemoteError,
+        RunCancelled,
+        ServerUnavailable,
+        SettingError,
+        ShapeError,
+        UnsupportedOpError,
+    )
+    from convserve.images import Preprocess
+    from convserve.model import Model, load
+    from convserve.results import Geometry, Prediction, ScoreMap
+
+__all__ = [
+    "Client",
+    "ConvserveError",
+    "Geometry",
+    "ImageError",
+    "InputError",
+    "MemoryBudgetError",
+    "Model",
+    "ModelError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "Prediction",
+    "Preprocess",
+    "RemoteError",
+    "RunCancelled",
+    "ScoreMap",
+    "ServerUnavailable",
+    "SettingError",
+    "ShapeError",
+    "UnsupportedOpError",
+    "__version__",
+    "load",
+]
+
+__version__ = "0.1.0"
+
+# Loaded at first use, so that the client needs neither the engine nor its compiled kernels.
+_HOMES = {
+    "Client": "convserve.client",
+    "Geometry": "convserve.results",
+    "Model": "convserve.model",
+    "Prediction": "convserve.results",
+    "Preprocess": "convserve.images",
+    "ScoreMap": "convserve.results",
+    "load": "convserve.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'convserve' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "convserve.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
