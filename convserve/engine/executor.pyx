@@ -5,7 +5,7 @@ import numpy as np
 from convserve.engine.team cimport barrier, run_region
 from convserve.errors import MemoryBudgetError
 from convserve.formats.packing import is_depthwise
-from convserve.graph.ops import explicit_pads
+from convserve.plan.cost import SOLO_S, row_seconds
 from convserve.plan.plan import RING_BYTES, packs_windows
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -66,6 +66,8 @@ cdef enum StepKind:
 
 cdef struct Step:
     StepKind kind
+    bint solo         # too small to share: thread 0 does it, and the others need not wait before the next shared one
+    bint meet         # a barrier follows
     RowKernel kernel
     int64_t index     # an operation, or for ZERO_STEP and POISON_STEP a ring
     int64_t begin
@@ -192,7 +194,7 @@ cdef class Executor:
         return 0
 
     cdef int _bind_steps(self, plan) except -1:
-        cdef int64_t number = 0
+        cdef int64_t number = 0, block_number
         cdef Step *step
         kinds = {"Read": READ_STEP, "Write": WRITE_STEP, "Zero": ZERO_STEP, "Poison": POISON_STEP}
         self.block_count = len(plan.blocks)
@@ -206,7 +208,16 @@ cdef class Executor:
                 if operation is not None:
                     depthwise = operation.node is not None and is_depthwise(operation.node)
                     step.kernel = kernel_of(planned.kind, depthwise)
+                    seconds = row_seconds(operation, plan.program) * (planned.end - planned.begin) * plan.images
+                    step.solo = seconds < SOLO_S
+                else:
+                    step.solo = True
                 number += 1
+        # a block may come again or be followed by any other, so its last step always ends in a barrier
+        for number in range(number):
+            self.steps[number].meet = not (self.steps[number].solo and self.steps[number + 1].solo)
+        for block_number in range(self.block_count):
+            self.steps[self.blocks[block_number].first + self.blocks[block_number].count - 1].meet = True
         return 0
 
 
@@ -221,9 +232,23 @@ cdef struct Walk:
     int pause_after_write
     int status
     int cancelled
-    int stop[2]     # thread 0 decides before a barrier, all read after it; by the step's parity
+    int stop[2]     # thread 0 decides before a barrier, all read after it; by the barrier's parity
     int64_t last_begin, last_end, last_sink
     int64_t rows_needed
+
+
+cdef void run_step(Walk *w, const Step *step, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+    # alone, a thread does the shares of all
+    cdef int64_t part
+    if step.kind == ZERO_STEP:
+        zero_padding(w.run.rings + step.index, w.run.images)
+    elif step.kind == POISON_STEP:
+        poison_rows(w.run.rings + step.index, w.run.images, begin, end)
+    elif step.solo:
+        for part in range(w.run.threads):
+            step.kernel(w.ops + step.index, &w.run, begin, end, part)
+    else:
+        step.kernel(w.ops + step.index, &w.run, begin, end, thread)
 
 
 cdef void walk(void *arg, int64_t thread) noexcept nogil:
@@ -245,29 +270,24 @@ cdef void walk(void *arg, int64_t thread) noexcept nogil:
                 if thread == 0:
                     w.rows_needed = end
                 break
-            if step.kind == ZERO_STEP:
-                if thread == 0:
-                    zero_padding(w.run.rings + step.index, w.run.images)
-            elif step.kind == POISON_STEP:
-                if thread == 0:
-                    poison_rows(w.run.rings + step.index, w.run.images, begin, end)
-            else:
-                step.kernel(w.ops + step.index, &w.run, begin, end, thread)
+            if thread == 0 or not step.solo:
+                run_step(w, step, begin, end, thread)
             number += 1
-            if thread == 0:
-                w.stop[parity] = w.cancelled
-            if threads > 1:
-                barrier(threads)
-            if w.stop[parity]:
-                status = 3
-                stopped = True
-            elif step.kind == WRITE_STEP and w.pause_after_write:
+            if step.meet:
+                if thread == 0:
+                    w.stop[parity] = w.cancelled
+                if threads > 1:
+                    barrier(threads)
+                if w.stop[parity]:
+                    status = 3
+                    stopped = True
+                parity ^= 1
+            if step.kind == WRITE_STEP and w.pause_after_write and not stopped:
                 if thread == 0:
                     w.last_sink = w.ops[step.index].size
                     w.last_begin, w.last_end = begin, end
                 status = 2
                 stopped = True
-            parity ^= 1
         if status == 1:
             break
         if number == w.blocks[block].count:
