@@ -16,6 +16,8 @@ from convserve.wire.convserve_pb2_grpc import ConvserveStub
 if TYPE_CHECKING:
     from convserve.client.exchange import ImageSource
 
+    Images = list[ImageSource] | tuple[ImageSource, ...]
+
 __all__ = ["Client"]
 
 
@@ -63,7 +65,7 @@ class Client:
 
     @overload
     def classify(
-        self, images: "Sequence[ImageSource]", *, model: str = "", top: int = 5, timeout: float | None = None
+        self, images: "Images", *, model: str = "", top: int = 5, timeout: float | None = None
     ) -> list[list[Prediction]]: ...
     @overload
     def classify(

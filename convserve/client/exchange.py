@@ -136,7 +136,8 @@ class MapCollector:
 def error_from_call(error: grpc.RpcError, *, address: str, timeout_s: float | None) -> ConvserveError:
     """Return the exception of errors.py for a failed call: the class that the server named, else the status's own."""
     code, text = error.code(), error.details() or ""
-    name = next((value for key, value in error.trailing_metadata() or () if key == ERROR_KEY), None)
+    trailing: dict[str, Any] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
+    name = trailing.get(ERROR_KEY)
     if name is None and code == grpc.StatusCode.DEADLINE_EXCEEDED:
         text = f"the server at {address} did not finish within the timeout of {timeout_s} s"
     elif name is None and code == grpc.StatusCode.UNAVAILABLE:

@@ -1,0 +1,3 @@
+"""What the steps of a plan compute, and the choice of the instruction set."""
+
+__all__: list[str] = []

@@ -26,7 +26,7 @@ _HANDLERS = {
 }
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps ConvserveError by wire.status; anything else is INTERNAL, its traceback logged and not sent.
 
     Methods that stream must write through their context instead of yielding.

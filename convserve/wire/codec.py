@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,10 @@ ROWS_BYTES = 1 << 20
 """Scores that one message carries at most, in bytes, unless a single row is larger."""
 
 _FLOAT32 = np.dtype("<f4")
-_LAYOUTS = {pb.UINT8_HWC: (np.dtype("u1"), 3, "H, W, C"), pb.FP32_NCHW: (_FLOAT32, 4, "1, C, H, W")}
+_LAYOUTS: dict[int, tuple[np.dtype[Any], int, str]] = {
+    pb.UINT8_HWC: (np.dtype("u1"), 3, "H, W, C"),
+    pb.FP32_NCHW: (_FLOAT32, 4, "1, C, H, W"),
+}
 _EXACTNESS = {"exact": pb.EXACT, "interior-exact": pb.INTERIOR_EXACT, "padded": pb.PADDED}
 _EXACTNESS_NAMES = {number: name for name, number in _EXACTNESS.items()}
 

@@ -1,0 +1,3 @@
+"""Networks in files: ONNX in, and our own container in and out."""
+
+__all__: list[str] = []
