@@ -12,6 +12,7 @@ from convserve.images.peaks import find_peaks
 __all__ = ["argmax_map", "heat_map"]
 
 Pair = tuple[int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _BACKGROUND = (17, 19, 28)
 _TEXT = (232, 233, 238)
@@ -60,7 +61,7 @@ def _check(image: np.ndarray, scores: np.ndarray, opacity: float) -> None:
         raise InputError(f"opacity is {opacity!r}; it must be from 0 to 1")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size=size)
 
 
@@ -149,7 +150,7 @@ def argmax_map(
     background: int | None = None,
     opacity: float = 0.6,
 ) -> Image.Image:
-    """Return a picture in which each position has its winning class's colour, and each peak its label.
+    """Return a picture in which each position has its winning class's colour, and each peak its window and label.
 
     class_indices, int (rows, cols), indexes labels; scores, float32 (rows, cols) in 0..1, are the
     winners' own. Positions below threshold, and those of the background class (such as "no digit"),
@@ -168,30 +169,53 @@ def argmax_map(
     if background is not None:
         shown &= class_indices != background
     winners = [int(index) for index in np.unique(class_indices[shown])]
-    named = [index for index in range(len(labels)) if index != background] if len(labels) <= 24 else winners
+    named = (
+        [index for index in range(len(labels)) if index != background]
+        if len(labels) <= _MOST_LEGEND_ENTRIES
+        else winners
+    )
     palette = dict(zip(named, class_colours(len(named)), strict=True))
-    total = np.zeros(picture.shape[:2], np.float32)
-    mixed = np.zeros_like(picture)
+    # Colours weighted by their scores are spread, not colours: so black does not seep in from the uncoloured side.
+    weights = np.where(shown, scores.clip(0, 1), 0).astype(np.float32)
+    colours = np.zeros((len(labels), 3), np.float32)
     for index in winners:
-        plane = np.where(shown & (class_indices == index), scores.clip(0, 1), 0)
-        weight = np.nan_to_num(_spread(plane, picture.shape[:2], zoom, stride, window, offset))
-        total += weight
-        mixed += weight[:, :, None] * palette[index].astype(np.float32)
-    colour = mixed / np.maximum(total, 1e-6)[:, :, None]
+        colours[index] = palette[index]
+    weighted = weights[:, :, None] * colours[class_indices]
+    planes = [
+        np.nan_to_num(_spread(plane, picture.shape[:2], zoom, stride, window, offset))
+        for plane in (weights, *np.moveaxis(weighted, 2, 0))
+    ]
+    total = planes[0]
+    colour = np.stack(planes[1:], axis=2) / np.maximum(total, 1e-6)[:, :, None]
     alpha = (opacity * total.clip(0, 1))[:, :, None]
     # Multiplying keeps bright strokes bright and lets colour fill the dark around them.
-    picture = (1 - alpha) * picture + alpha * np.maximum(colour, 0.35 * colour + 0.65 * picture)
+    picture = (1 - alpha) * picture + alpha * np.maximum(colour, 0.35 * colour + 0.65 * picture).clip(0, 255)
     distance = (window[0] / 2 / stride[0], window[1] / 2 / stride[1])
     peaks = find_peaks(class_indices, scores, distance=distance, threshold=threshold, background=background)
     framed = _draw_labels(picture, [labels[index] for index in winners], [palette[index] for index in winners])
     draw = ImageDraw.Draw(framed)
-    font = _font(max(12, round(window[0] * zoom * 0.3)))
-    for row, col in peaks:
-        y = (offset[0] + row * stride[0] + window[0] * 0.17) * zoom
-        x = (offset[1] + col * stride[1] + window[1] * 0.9) * zoom
-        text = labels[int(class_indices[row, col])]
-        draw.text((x, y), text, _TEXT, font, anchor="mm", stroke_width=max(2, zoom // 2), stroke_fill=_BACKGROUND)
+    font = _font(max(11, min(40, round(window[0] * zoom * 0.2))))
+    # The strongest last, so that it lies on top.
+    for row, col in reversed(peaks):
+        top, left = (offset[0] + row * stride[0]) * zoom, (offset[1] + col * stride[1]) * zoom
+        box = (left, top, left + window[1] * zoom - 1, top + window[0] * zoom - 1)
+        index = int(class_indices[row, col])
+        _draw_window(draw, box, labels[index], tuple(int(value) for value in palette[index]), font)
     return framed
+
+
+def _draw_window(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], label: str, colour: tuple[int, ...], font: Font
+) -> None:
+    """Draw a window's outline with its label on a chip in the upper left corner."""
+    line = max(1, (box[3] - box[1]) // 50)
+    radius = (box[3] - box[1]) // 12
+    draw.rounded_rectangle(box, radius, outline=colour, width=line)
+    text = draw.textbbox((0, 0), label, font)
+    pad = max(2, int(text[3]) // 5)
+    chip = (box[0], box[1], box[0] + max(text[2], text[3]) + 2 * pad, box[1] + text[3] + 2 * pad)
+    draw.rounded_rectangle(chip, radius, fill=colour)
+    draw.text(((chip[0] + chip[2]) / 2, (chip[1] + chip[3]) / 2), label, _BACKGROUND, font, anchor="mm")
 
 
 def _draw_labels(picture: np.ndarray, names: list[str], colours: list[np.ndarray]) -> Image.Image:
