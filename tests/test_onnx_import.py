@@ -303,6 +303,11 @@ MALFORMED = [
     (made(("Reshape", "x s", "y"), weights={"s": np.array([-1, -1])}), "is no shape"),
     (made(("Flatten", "x", "f"), ("Gemm", "f m c", "y"), weights={"m": drawn(192, 4), "c": drawn(3)}), "4 outputs"),
     (made(("Conv", "x", "y")), "lacks its input 1"),
+    (
+        made(("Flatten", "x", "f"), ("MatMul", "f m", "y"), weights={"m": np.zeros((192, 0), np.float32)}),
+        "without channels",
+    ),
+    (made(("Shape", "x", "s"), ("Squeeze", "x s", "y")), "its axes are no whole numbers"),
 ]
 
 

@@ -65,6 +65,8 @@ class Context:
             raise ModelFormatError(str(error)) from error
         except ModelError as error:
             raise ModelFormatError(str(error)) from error
+        if volume.channels < 1:
+            raise ModelFormatError(f"{source} gives a volume without channels")
         keeps_size = not (OPS[op].windowed or OPS[op].whole or op == "Flatten")
         view = view_of(tensor, volume, inputs[0] if keeps_size else None)
         self._written[tensor] = view

@@ -89,7 +89,11 @@ class Source:
         """Return the axes of a Squeeze or Unsqueeze: an attribute before opset 13, then the second input."""
         if self.opset < 13:
             return self.integers("axes", None)
-        return tuple(int(axis) for axis in inputs[0].reshape(-1)) if inputs else None
+        if not inputs:
+            return None
+        if inputs[0].dtype.kind not in "iu":
+            raise ModelFormatError(f"{self}: its axes are no whole numbers")
+        return tuple(int(axis) for axis in inputs[0].reshape(-1))
 
     def cut_shape(self, sizes: Sequence[Size]) -> Sequence[Size]:
         """Return what a Shape node gives of these sizes: all, or from opset 15 those from start to end."""
