@@ -14,7 +14,8 @@ _SEED = 1990
 _BUNDLED = Path("convserve/bundled")
 _ROWS, _COLUMNS, _PITCH = 5, 8, 40
 _JITTER = 5
-_SAMPLE_CLASS = 3
+# Number 279 of the data set, a held-out 3 that people read at first sight.
+_SAMPLE = 279
 
 
 def _page(images: np.ndarray, classes: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, list[dict[str, object]]]:
@@ -38,14 +39,13 @@ def main() -> None:
     """Write the three files into convserve/bundled."""
     images, classes = load()
     held_out = split(classes)[1]
-    sample = held_out[classes[held_out] == _SAMPLE_CLASS][0]
-    Image.fromarray(images[sample]).save(_BUNDLED / "digit.png", optimize=True)
-    page, truth = _page(images, classes, held_out[held_out != sample])
+    Image.fromarray(images[_SAMPLE]).save(_BUNDLED / "digit.png", optimize=True)
+    page, truth = _page(images, classes, held_out[held_out != _SAMPLE])
     Image.fromarray(page).save(_BUNDLED / "page.png", optimize=True)
     lines = ",\n".join("    " + json.dumps(digit) for digit in truth)
     text = f'{{\n  "height": {page.shape[0]},\n  "width": {page.shape[1]},\n  "digits": [\n{lines}\n  ]\n}}\n'
     (_BUNDLED / "page.json").write_text(text)
-    print(f"digit.png is a {classes[sample]}; page.png has {len(truth)} digits")
+    print(f"digit.png is a {classes[_SAMPLE]}; page.png has {len(truth)} digits")
 
 
 if __name__ == "__main__":
