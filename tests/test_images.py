@@ -355,6 +355,19 @@ def test_a_heat_map_of_anything_is_a_picture() -> None:
     assert means[1] > means[0] + 10
 
 
+def test_a_huge_image_is_drawn_small_and_its_peak_in_place() -> None:
+    image = np.full((1500, 6000, 1), 60, np.uint8)
+    scores = np.zeros((46, 186), np.float32)
+    scores[20, 100] = 1
+    picture = np.asarray(heat_map(image, scores, stride=(32, 32), window=(64, 64)).convert("L"), np.float32)
+    assert picture.shape[1] == 2560
+    place = np.unravel_index(np.argmax(picture[:640]), (640, 2560))
+    assert np.abs(np.subtract(place, ((20 * 32 + 32) * 2560 / 6000, (100 * 32 + 32) * 2560 / 6000))).max() <= 2
+    labels = ["seen", "unseen"]
+    drawn = argmax_map(image, np.zeros((46, 186), int), scores, labels, stride=(32, 32), window=(64, 64))
+    assert drawn.width == 2560
+
+
 def test_heat_maps_refuse_what_they_cannot_draw() -> None:
     image, scores = pattern(40, 60), np.zeros((4, 6), np.float32)
     geometry = {"stride": (8, 8), "window": (16, 16)}

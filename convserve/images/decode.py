@@ -3,7 +3,6 @@
 import io
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -48,7 +47,7 @@ def check_pixels(height: int, width: int, what: str) -> None:
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
     """Lift Pillow's pixel limit while a header is read: check_pixels has the caller's, before anything is inflated."""
-    with _OPENING, warnings.catch_warnings():
+    with _OPENING:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:

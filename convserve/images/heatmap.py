@@ -18,29 +18,31 @@ _BACKGROUND = (17, 19, 28)
 _TEXT = (232, 233, 238)
 _FAINT = (150, 154, 168)
 _LONG_SIDE = 1280
+_LONGEST_SIDE = 2560
 _MOST_LEGEND_ENTRIES = 24
 
 
-def _zoom(image: np.ndarray) -> int:
-    """Return by how much a small image is enlarged, so that text over it can be read."""
-    return max(1, min(8, _LONG_SIDE // max(image.shape[:2])))
+def _zoom(image: np.ndarray) -> float:
+    """Return by how much a small image is enlarged, so that text over it can be read, or a huge one shrunk."""
+    side = max(image.shape[:2])
+    return _LONGEST_SIDE / side if side > _LONGEST_SIDE else float(max(1, min(8, _LONG_SIDE // side)))
 
 
-def _base(image: np.ndarray, zoom: int) -> np.ndarray:
-    """Return the image in gray, enlarged, as float32 (H, W, 3): hue is left to the scores."""
+def _base(image: np.ndarray, zoom: float) -> np.ndarray:
+    """Return the image in gray, enlarged or shrunk, as float32 (H, W, 3): hue is left to the scores."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("L")
-    size = (picture.width * zoom, picture.height * zoom)
+    size = (max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom)))
     gray = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), np.float32)
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _spread(plane: np.ndarray, shape: Pair, zoom: int, stride: Pair, window: Pair, offset: Pair) -> np.ndarray:
+def _spread(plane: np.ndarray, shape: Pair, zoom: float, stride: Pair, window: Pair, offset: Pair) -> np.ndarray:
     """Return a plane (rows, cols) as float32 over the picture, each value at its window's centre, NaN outside.
 
     shape is the picture's (H, W), zoom times the image's; stride, window and offset are in image pixels.
     """
     rows, cols = plane.shape
-    height, width = rows * stride[0] * zoom, cols * stride[1] * zoom
+    height, width = max(1, round(rows * stride[0] * zoom)), max(1, round(cols * stride[1] * zoom))
     enlarged = np.asarray(
         Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC), np.float32
     )
@@ -197,8 +199,9 @@ def argmax_map(
     font = _font(max(11, min(40, round(window[0] * zoom * 0.2))))
     # The strongest last, so that it lies on top.
     for row, col in reversed(peaks):
-        top, left = (offset[0] + row * stride[0]) * zoom, (offset[1] + col * stride[1]) * zoom
-        box = (left, top, left + window[1] * zoom - 1, top + window[0] * zoom - 1)
+        top, left = offset[0] + row * stride[0], offset[1] + col * stride[1]
+        corners = (left * zoom, top * zoom, (left + window[1]) * zoom - 1, (top + window[0]) * zoom - 1)
+        box = (round(corners[0]), round(corners[1]), round(corners[2]), round(corners[3]))
         index = int(class_indices[row, col])
         _draw_window(draw, box, labels[index], tuple(int(value) for value in palette[index]), font)
     return framed
