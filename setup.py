@@ -1,11 +1,50 @@
-"""Builds the Cython kernels, the executor and the C micro-kernels; pyproject.toml has everything else."""
+"""Builds the Cython kernels, the executor, the C micro-kernels and the gRPC stubs; the rest is in pyproject.toml."""
+
+import os
+from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
+from setuptools.command.build_py import build_py
 
 # -ffp-contract=off: a fused multiply-add happens only where cs_fma is written, so every instruction set sums alike.
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-semantic-interposition", "-g1"]
 MICRO_KERNELS = [f"convserve/kernels/cs_{isa}.c" for isa in ("portable", "avx2", "avx512")]
+
+
+PROTO = Path("protos/convserve/wire/convserve.proto")
+
+
+class Stubs(Command):
+    """Generates convserve/wire/convserve_pb2.py, its types and convserve_pb2_grpc.py from the .proto file."""
+
+    description = "generate the gRPC stubs"
+    user_options = ()
+
+    def initialize_options(self) -> None:
+        """Take no options."""
+
+    def finalize_options(self) -> None:
+        """Take no options."""
+
+    def run(self) -> None:
+        """Write the stubs into the source tree, where editable installs read them."""
+        import grpc_tools
+        from grpc_tools import protoc
+
+        include = Path(grpc_tools.__file__).with_name("_proto")
+        outputs = [f"--{kind}_out=." for kind in ("python", "pyi", "grpc_python")]
+        if protoc.main(["protoc", "-Iprotos", f"-I{include}", *outputs, str(PROTO)]):
+            raise SystemExit(f"no stubs could be made of {PROTO}")
+
+
+class BuildPy(build_py):
+    """Collects the Python modules, the stubs among them."""
+
+    def run(self) -> None:
+        """Generate the stubs first."""
+        self.run_command("stubs")
+        super().run()
 
 
 def extension(name: str, *sources: str) -> Extension:
@@ -35,4 +74,6 @@ setup(
         language_level=3,
         compiler_directives={"cdivision": True},
     ),
+    cmdclass={"build_py": BuildPy, "stubs": Stubs},
+    options={"build_ext": {"parallel": min(os.cpu_count() or 1, 8)}},
 )

@@ -1,0 +1,62 @@
+# Builds, shows, tests and checks convserve, in a virtual environment of its own.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint bench train clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+build: $(VENV)/built ## make the virtual environment and build the extension
+
+demo: build ## start a server, classify a digit, score a page of digits, write demo-out/page-scores.png
+	$(PY) -m convserve demo
+
+test: build ## run the whole test-suite
+	$(PY) -m pytest
+
+lint: build ## check style and types
+	$(PY) -m ruff check .
+	$(PY) -m mypy convserve
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint convserve
+
+bench: build ## time VGG-16 beside ONNX Runtime
+	$(PY) benchmarks/bench_vgg.py
+
+train: $(VENV)/trainable ## train the bundled network again and draw its samples again (needs PyTorch)
+	$(PY) -m training.train_digits
+	$(PY) -m training.make_samples
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build *.egg-info demo-out
+	find convserve -name '*.so' -delete
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'convserve needs Python 3.11 or newer; PYTHON=/path/to/python3 make ... takes another one' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo 'this python3 cannot make virtual environments: apt-get install python3-venv' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig, sys; \
+	  sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || \
+	  { echo 'the headers of python3 are missing: apt-get install python3-dev' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The build requirements go into the environment itself, so that a later build compiles only what changed.
+$(VENV)/installed: $(VENV)/made pyproject.toml
+	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  > $(VENV)/build-requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/build-requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test,lint]'
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(PY) setup.py --quiet stubs build_ext --inplace
+	touch $@
+
+$(VENV)/trainable: $(VENV)/built
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[train]'
+	touch $@

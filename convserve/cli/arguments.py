@@ -1,0 +1,77 @@
+"""Arguments that several commands share, and the model that they name."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convserve.errors import SettingError
+from convserve.settings import parse_bytes
+
+if TYPE_CHECKING:
+    from convserve.model import Model
+
+__all__ = ["BUNDLED", "add_command", "add_run_options", "add_where", "byte_count", "count", "load_net", "size_pair"]
+
+BUNDLED = Path(__file__).parents[1] / "bundled" / "digits.convserve"
+"""The network that comes with convserve: handwritten digits, 28x28."""
+
+
+def add_command(commands: Any, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
+    """Return the parser of a new command, whose --help ends in an example; every command has --json."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog="example:\n" + "\n".join("  " + line for line in example.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Add --net and --server, of which one may be given, and --model."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--net", metavar="NET", help="ONNX file or .convserve container (default: the bundled digits)")
+    where.add_argument("--server", metavar="HOST:PORT", help="ask a server instead of running here")
+    parser.add_argument("--model", default="", help="with --server: the model's name there (default: its only one)")
+    parser.add_argument("--timeout", type=float, default=30, metavar="S", help="with --server: seconds (default 30)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add --threads and --memory-budget."""
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of a run (default: all of this process)")
+    parser.add_argument(
+        "--memory-budget", type=byte_count, metavar="BYTES", help='for arena, scratch and held scores, e.g. "64MiB"'
+    )
+
+
+def load_net(net: str | None, args: argparse.Namespace) -> "Model":
+    """Return the model of a path (None: the bundled one) with the options of add_run_options."""
+    from convserve.model import load
+
+    return load(net or BUNDLED, threads=args.threads, memory_budget=args.memory_budget)
+
+
+def byte_count(text: str) -> int:
+    """Return the bytes of "65536" or "64MiB"."""
+    try:
+        return parse_bytes(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def size_pair(text: str) -> tuple[int, int]:
+    """Return (height, width) of "480x640", or of "224" for a square."""
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f'{text!r} is no size; give HEIGHTxWIDTH such as "480x640"')
+    sides = [int(side) for side in text.split("x")]
+    return sides[0], sides[-1]

@@ -1,0 +1,47 @@
+"""convserve classify: the best classes of images, here or on a server."""
+
+import argparse
+from typing import Any, cast
+
+from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net
+from convserve.cli.output import prediction_fields, prediction_lines, print_json
+from convserve.results import Prediction
+
+__all__ = ["register", "run"]
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "classify",
+        help="print the best classes of images",
+        example="convserve classify cat.jpg dog.jpg --net squeezenet.convserve --top 3\n"
+        "convserve classify digit.png --server localhost:8500 --json",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file: PNG, JPEG, TIFF, WebP, ...")
+    parser.add_argument("--top", type=count, default=5, metavar="N", help="classes of each image (default 5)")
+    add_where(parser)
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Classify and print."""
+    results = _results(args)
+    if args.json:
+        found = zip(args.images, results, strict=True)
+        images = [{"image": image, "predictions": list(map(prediction_fields, one))} for image, one in found]
+        print_json({"images": images})
+        return
+    for image, predictions in zip(args.images, results, strict=True):
+        print("\n".join([image, *prediction_lines(predictions)]))
+
+
+def _results(args: argparse.Namespace) -> list[list[Prediction]]:
+    if args.server:
+        from convserve.client import Client
+
+        with Client(args.server, timeout=args.timeout) as client:
+            return client.classify(args.images, model=args.model, top=args.top)
+    return cast(list[list[Prediction]], load_net(args.net, args).classify(args.images, top=args.top))

@@ -1,0 +1,69 @@
+"""convserve import: an ONNX file with labels and preprocessing into the native container."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from convserve.cli.arguments import add_command, size_pair
+from convserve.cli.output import print_json, size_text
+from convserve.errors import InputError
+
+__all__ = ["register", "run"]
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "import",
+        help="write an ONNX network, its labels and preprocessing into one .convserve file",
+        example="convserve import resnet50.onnx -o resnet50.convserve --labels imagenet.txt \\\n"
+        "    --resize 256 --crop 224 --scale 0.003921568627 --mean .485,.456,.406 --std .229,.224,.225",
+    )
+    parser.add_argument("net", metavar="NET.onnx", help="the network")
+    parser.add_argument("-o", "--output", required=True, metavar="NET.convserve", help="the file to write")
+    parser.add_argument("--labels", metavar="FILE", help="text file with one label a line")
+    parser.add_argument("--window", type=size_pair, metavar="HxW", help="input size, where the file leaves it open")
+    parser.add_argument("--resize", type=_side_or_pair, metavar="N|HxW", help="short side or size before the crop")
+    parser.add_argument("--crop", type=_side_or_pair, metavar="N|HxW", help="centre crop")
+    parser.add_argument("--channels", choices=("rgb", "bgr", "gray"), help="order of the network's channels")
+    parser.add_argument("--scale", type=float, metavar="F", help="factor of each byte, before mean and std (default 1)")
+    parser.add_argument("--mean", type=_numbers, metavar="F,F,F", help="subtracted from each channel")
+    parser.add_argument("--std", type=_numbers, metavar="F,F,F", help="divides each channel")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import and print what was written."""
+    from convserve.formats.container import write_container
+    from convserve.images import Preprocess
+    from convserve.model import load
+
+    if Path(args.output).suffix != ".convserve":
+        raise InputError(f"the output file is {args.output!r}; its name must end in .convserve")
+    names = ("resize", "crop", "channels", "scale", "mean", "std")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if given:
+        given.setdefault("channels", "rgb")
+    preprocess = Preprocess(**given) if given else None
+    model = load(args.net, preprocess=preprocess, labels=args.labels, window=args.window)
+    write_container(args.output, model.graph, preprocess=model.preprocess, labels=model.labels)
+    size_bytes = Path(args.output).stat().st_size
+    window = model.window and list(model.window)
+    if args.json:
+        print_json({"output": args.output, "bytes": size_bytes, "window": window, "labels": len(model.labels or [])})
+        return
+    place = f"{window[0]}x{window[1]}" if window else "any size"
+    print(f"wrote {args.output}: {size_text(size_bytes)}, window {place}, {len(model.labels or [])} labels")
+
+
+def _side_or_pair(text: str) -> int | tuple[int, int]:
+    pair = size_pair(text)
+    return pair if "x" in text else pair[0]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as .485,.456,.406") from None

@@ -1,0 +1,54 @@
+"""The convserve command: its parser, and its exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from convserve import __version__
+from convserve.cli import classify, demo, import_net, plan, score_map, serve
+from convserve.errors import ConvserveError
+
+__all__ = ["main"]
+
+_COMMANDS = (serve, classify, score_map, import_net, plan, demo)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convserve",
+        description="ConvNet inference and dense score maps on CPUs, in the memory you set.",
+        epilog="Exit codes: 0 done; 1 an error, told in one line on stderr; 2 wrong usage; 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"convserve {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.register(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command (default: of sys.argv) and return its exit code: 0 done, 1 an error, 130 interrupted.
+
+    Wrong usage ends the process with 2, as argparse does.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except ConvserveError as error:
+        return _failed(str(error))
+    except BrokenPipeError:
+        # whoever read the output has gone; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _failed(text: str) -> int:
+    print("convserve: " + " ".join(text.split()), file=sys.stderr)
+    return 1
