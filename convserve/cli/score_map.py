@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
         dest="classes",
         action="append",
         metavar="LABEL",
-        help="class to keep (repeat for several; default all); a picture of one is a heat map, of several shows which wins",
+        help="class to keep (repeat for several; default all); a picture of one is a heat map, of several the winners",
     )
     parser.add_argument(
         "--class-index", dest="classes", action="append", type=int, metavar="N", help="the same, by its index from 0"
