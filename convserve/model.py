@@ -1,14 +1,14 @@
 """Model: what a user holds. Load a network, run it, classify images, make score maps, ask for plans."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from convserve import dense
-from convserve.dense import ScoreStream
+from convserve.dense import RowStream, ScoreStream
 from convserve.engine.engine import Engine
 from convserve.engine.source import ImageRows
 from convserve.errors import InputError, ModelNotFoundError, ShapeError
@@ -188,19 +188,24 @@ class Model:
         """Return the `top` classes of an image, best first; of a list of images, a list for each.
 
         An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C). It is resized and cropped as
-        preprocess says and must then have the window's size. Raises ImageError, ShapeError, InputError.
+        preprocess says and must then have the window's size. float32 (1, C, H, W) is taken as already
+        preprocessed. Raises ImageError, ShapeError, InputError.
         """
         if not isinstance(top, int) or top < 1:
             raise InputError(f"top is {top!r}; it must be a whole number from 1")
-        several = isinstance(images, (list, tuple))
-        prepared = [self._window_image(image) for image in (images if several else [images])]  # type: ignore[list-item]
+        several: list[ImageSource] | None = list(images) if isinstance(images, (list, tuple)) else None
+        prepared = [self._window_rows(image) for image in ([cast(ImageSource, images)] if several is None else several)]
         results = []
         for scores in self._scores_of(prepared):
             order = np.argsort(-scores, kind="stable")[:top]
             results.append([Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order])
-        return results if several else results[0]
+        return results[0] if several is None else results
 
-    def _window_image(self, image: ImageSource) -> np.ndarray:
+    def _window_rows(self, image: ImageSource) -> ImageRows:
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            if image.shape[:1] != (1,):
+                raise ShapeError(f"the float32 image has shape {image.shape}; one image is (1, C, H, W)")
+            return ImageRows(self._checked_tensor(image).transpose(0, 2, 3, 1))
         preprocess = self._preprocess()
         pixels = preprocess.prepare(decode(image, channels=preprocess.channels))
         if self.window is not None and pixels.shape[:2] != self.window:
@@ -208,18 +213,16 @@ class Model:
                 f"the image is {pixels.shape[0]}x{pixels.shape[1]} after preprocessing; the network's window is"
                 f" {self.window[0]}x{self.window[1]}: give preprocess=Preprocess(resize=, crop=), or use score_map"
             )
-        return pixels
+        if preprocess.slides:
+            return ImageRows(pixels[None], preprocess.table(), preprocess.source_channels())
+        return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
 
-    def _scores_of(self, images: list[np.ndarray]) -> np.ndarray:
+    def _scores_of(self, images: list[ImageRows]) -> np.ndarray:
         if not images:
             return np.empty((0, 0), np.float32)
-        if len({image.shape for image in images}) > 1:
-            raise ShapeError("the images of one call differ in size after preprocessing; give Preprocess(crop=)")
-        preprocess, name = self._preprocess(), self.graph.outputs[0].name
-        if preprocess.slides:
-            rows = ImageRows(np.stack(images), preprocess.table(), preprocess.source_channels())
-        else:
-            rows = ImageRows(np.concatenate([preprocess.apply(image) for image in images]).transpose(0, 2, 3, 1))
+        if len({(image.rows.shape, image.rows.dtype) for image in images}) > 1:
+            raise ShapeError("the images of one call differ in size or kind after preprocessing; give Preprocess(crop)")
+        rows, name = images[0].of(np.concatenate([image.rows for image in images])), self.graph.outputs[0].name
         return self._engine((name,)).run(rows)[name].reshape(len(images), -1)
 
     def _preprocess(self) -> Preprocess:
@@ -290,17 +293,83 @@ class Model:
             layout=layout,
         )
 
+    def row_stream(
+        self,
+        width: int,
+        *,
+        dtype: str = "uint8",
+        classes: Sequence[int | str] | None = None,
+        output: str | None = None,
+        memory_budget: int | str | None = None,
+    ) -> RowStream:
+        """Return a stream that takes an image's rows block by block: what stream() and the server feed.
+
+        dtype: "uint8" rows are preprocessed, "float32" ones are taken as already preprocessed.
+        """
+        engine = self._engine((output or self.graph.outputs[0].name,))
+        chosen, labels = self._class_indices(engine, classes)
+        if dtype not in ("uint8", "float32"):
+            raise InputError(f"dtype is {dtype!r}; allowed: uint8, float32")
+        if not isinstance(width, (int, np.integer)) or width < 1:
+            raise InputError(f"width is {width!r}; it must be a whole number from 1")
+        image = self._rows_read(np.empty((1, 0, width, self.graph.input_volume.channels), dtype))
+        return RowStream(
+            engine,
+            dense.sliding(engine.graph),
+            image,
+            classes=chosen,
+            labels=labels,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget"),
+        )
+
+    def stream(
+        self,
+        *,
+        width: int,
+        rows: Iterable[np.ndarray],
+        classes: Sequence[int | str] | None = None,
+        output: str | None = None,
+        memory_budget: int | str | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield blocks of score rows, float32 (k, cols, classes), of an image that comes as blocks of rows.
+
+        rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are. The height is
+        not asked for; memory depends on the width alone. Raises ShapeError for rows of another form.
+        """
+        stream = None
+        try:
+            for block in rows:
+                if stream is None:
+                    kind = "float32" if block.dtype == np.float32 else "uint8"
+                    stream = self.row_stream(
+                        width, dtype=kind, classes=classes, output=output, memory_budget=memory_budget
+                    )
+                for _, scores in stream.feed(block):
+                    yield scores
+            if stream is None:
+                raise ShapeError("the image has no rows")
+            for _, scores in stream.finish():
+                yield scores
+        finally:
+            if stream is not None:
+                stream.close()
+
+    def _rows_read(self, rows: np.ndarray) -> ImageRows:
+        # rows (N, H, W, C): float32 as they are, uint8 through the preprocessing
+        if rows.dtype == np.float32:
+            return ImageRows(rows)
+        preprocess = self._preprocess()
+        if not preprocess.slides:
+            raise InputError("a per-pixel mean image cannot slide over larger images; it serves classify only")
+        return ImageRows(rows, preprocess.table(), preprocess.source_channels())
+
     def _image_rows(self, image: ImageSource) -> ImageRows:
         channels = self.graph.input_volume.channels
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != channels or 0 in image.shape:
                 raise ShapeError(f"the float32 image has shape {image.shape}; it must be (1, {channels}, H, W)")
-            return ImageRows(image.transpose(0, 2, 3, 1))
-        preprocess = self._preprocess()
-        if not preprocess.slides:
-            raise InputError("a per-pixel mean image cannot slide over larger images; it serves classify only")
-        pixels = decode(image, channels=preprocess.channels)
-        return ImageRows(pixels[None], preprocess.table(), preprocess.source_channels())
+            return self._rows_read(image.transpose(0, 2, 3, 1))
+        return self._rows_read(decode(image, channels=self._preprocess().channels)[None])
 
     def _class_indices(self, engine: Engine, classes: Sequence[int | str] | None) -> tuple[list[int] | None, list[str]]:
         # (indices to keep, or None for all; their labels)

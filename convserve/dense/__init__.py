@@ -2,6 +2,6 @@
 
 from convserve.dense.scoring import open_stream, score_map
 from convserve.dense.sliding import Sliding, sliding
-from convserve.dense.stream import ScoreStream
+from convserve.dense.stream import RowStream, ScoreStream
 
-__all__ = ["ScoreStream", "Sliding", "open_stream", "score_map", "sliding"]
+__all__ = ["RowStream", "ScoreStream", "Sliding", "open_stream", "score_map", "sliding"]

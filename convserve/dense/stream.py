@@ -1,17 +1,21 @@
-"""One dense pass as a stream: geometry at once, rows of scores as they become final."""
+"""Dense passes as streams: over an image that is there, or over rows that are still to come."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from convserve.engine.engine import Engine
-from convserve.engine.executor import CANCELLED, Execution, Executor
+from convserve.dense.sliding import Sliding, geometry
+from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution, Executor
 from convserve.engine.source import ImageRows
-from convserve.errors import RunCancelled
-from convserve.plan.plan import Plan
+from convserve.errors import RunCancelled, ShapeError
+from convserve.plan.plan import Plan, finish_plan
 from convserve.results import Geometry
 
-__all__ = ["ScoreStream"]
+__all__ = ["RowStream", "ScoreStream"]
+
+# Stands for a height that is not known: higher than any image, low enough for 64-bit sums.
+ENDLESS = 1 << 40
 
 
 class ScoreStream:
@@ -47,7 +51,7 @@ class ScoreStream:
         Raises RunCancelled after close().
         """
         rows, cols = self.geometry.rows, self.geometry.cols
-        band = max(step.end - step.begin for block in self.plan.blocks for step in block.steps if step.kind == "Write")
+        band = _written_at_once(self.plan)
         with self._engine.execution(self._executor) as run:
             self._execution = run
             run.set_source(self._image.rows, table=self._image.table, channel_of=self._image.channel_of)
@@ -72,3 +76,117 @@ class ScoreStream:
         run = self._execution
         if run is not None:
             run.cancel()
+
+
+def _written_at_once(plan: Plan) -> int:
+    return max(step.end - step.begin for block in plan.blocks for step in block.steps if step.kind == "Write")
+
+
+class RowStream:
+    """A score map over an image whose rows come block by block, and whose height only its last row tells.
+
+    feed() takes rows and yields the blocks of scores that they complete, finish() the rest. Memory depends on
+    the width alone. close() gives it back; the stream is also a context manager that closes. Not for use by
+    two threads at once, except cancel().
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        slide: Sliding,
+        image: ImageRows,
+        *,
+        classes: list[int] | None,
+        labels: list[str],
+        memory_budget: int | None = None,
+    ) -> None:
+        """image: no rows yet, (1, 0, width, channels); it says the width and how values are read."""
+        self._engine, self._slide, self._image = engine, slide, image
+        self._kept = list(range(slide.channels)) if classes is None else classes
+        self._labels = labels
+        self._chosen = None if classes is None else np.asarray(classes, np.int64)
+        rows, self.cols = slide.positions(ENDLESS, image.width)
+        executor = engine.executor(ENDLESS, image.width, sink_rows=[rows], memory_budget=memory_budget, streamed=True)
+        self._memory = engine.execution(executor)
+        self._run = self._memory.__enter__()
+        self._open = True
+        self._band = _written_at_once(executor.plan)
+        self._done = 0
+        self._seen = 0
+        self._held: list[tuple[int, np.ndarray]] = []
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is run; its height is not the image's."""
+        plan: Plan = self._run.executor.plan
+        return plan
+
+    def geometry(self, height: int) -> Geometry:
+        """Return where the scores lie over an image of that height."""
+        return geometry(
+            self._engine.graph, self._slide, height, self._image.width, classes=self._kept, labels=self._labels
+        )
+
+    def feed(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Take the next rows, (k, width, channels) of the image's dtype, and yield (first_row, scores) blocks.
+
+        scores are float32 (k, cols, classes). The iteration has to be finished before the next call.
+        Raises ShapeError for rows of another width, channels or dtype, RunCancelled after cancel().
+        """
+        wanted = self._image.rows
+        if rows.ndim != 3 or rows.shape[1:] != wanted.shape[2:] or rows.dtype != wanted.dtype:
+            raise ShapeError(
+                f"the rows are {rows.dtype} of shape {rows.shape};"
+                f" they must be {wanted.dtype} (rows, {wanted.shape[2]}, {wanted.shape[3]})"
+            )
+        if not len(rows):
+            return
+        self._set_source(rows, self._seen)
+        self._seen += len(rows)
+        down, window = self._slide.stride[0], self._slide.window[0]
+        for first, scores in self._blocks(None):
+            self._held.append((first, scores))
+            while self._held and (self._held[0][0] + len(self._held[0][1]) - 1) * down + window <= self._seen:
+                yield self._held.pop(0)
+
+    def finish(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the blocks that remain after the last row. Raises ShapeError where not one window fitted."""
+        rows, _ = self._slide.positions(self._seen, self._image.width)
+        plan = finish_plan(self.plan, self._engine.graph, self._run.rows_done(), self._seen, rows)
+        self._run.go_on_with(Executor(plan, self._run.executor.isa))
+        for first, scores in [*self._held, *self._blocks(rows)]:
+            if first < rows:
+                yield first, scores[: rows - first]
+        self._held.clear()
+
+    def _set_source(self, rows: np.ndarray, begin: int) -> None:
+        self._run.set_source(rows[None], begin=begin, table=self._image.table, channel_of=self._image.channel_of)
+
+    def _blocks(self, limit: int | None) -> Iterator[tuple[int, np.ndarray]]:
+        while limit is None or self._done < limit:
+            count = self._band if limit is None else min(self._band, limit - self._done)
+            block = np.empty((count, self.cols, len(self._kept)), np.float32)
+            self._run.set_sink(0, block[None], begin=self._done, chosen=self._chosen)
+            status = self._run.advance(pause_after_write=True)
+            if status == CANCELLED:
+                raise RunCancelled(f"the score map was cancelled after {self._done} rows of scores")
+            if status != WROTE_ROWS:
+                return
+            _, first, self._done = self._run.written
+            yield first, block[: self._done - first]
+
+    def cancel(self) -> None:
+        """Stop after the step in work; any thread may call it."""
+        self._run.cancel()
+
+    def close(self) -> None:
+        """Give the memory back; closing twice does nothing."""
+        if self._open:
+            self._open = False
+            self._memory.__exit__(None, None, None)
+
+    def __enter__(self) -> "RowStream":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

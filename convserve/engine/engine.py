@@ -79,13 +79,17 @@ class Engine:
         score_bytes: int = 0,
         layout: Layout | None = None,
         threads: int | None = None,
+        streamed: bool = False,
     ) -> Executor:
-        """Return the executor of the plan for these sizes, from the cache or new; arguments as in plan()."""
+        """Return the executor of the plan for these sizes, from the cache or new; arguments as in plan().
+
+        streamed: for rows that come one after another, in one segment.
+        """
         mode, poison, isa = settings.get("PLAN"), settings.get("POISON"), dispatch.active()
         budget = memory_budget or self.memory_budget or settings.get("MEMORY_BUDGET")
         crew = threads or self.threads
         rows = tuple(sink_rows) if sink_rows else None
-        key = (height, width, images, rows, budget, score_bytes, layout, crew, mode, poison, isa)
+        key = (height, width, images, rows, budget, score_bytes, layout, crew, streamed, mode, poison, isa)
         with self._lock:
             found = self._executors.get(key)
             if found is not None:
@@ -103,7 +107,7 @@ class Engine:
             plan.score_bytes = score_bytes
         else:
             plan = plan_within(
-                self.graph, height, width, budget_bytes=budget, score_bytes=score_bytes, **shape
+                self.graph, height, width, budget_bytes=budget, score_bytes=score_bytes, streamed=streamed, **shape
             )
         if mode == "print":
             print(plan.table(), plan.steps(), sep="\n", file=sys.stderr)

@@ -228,7 +228,8 @@ cdef struct Walk:
     const Step *steps
     const Block *blocks
     int64_t block_count
-    int64_t block, repeat, step
+    int64_t block, repeat, step                  # where this stretch begins
+    int64_t next_block, next_repeat, next_step   # and where it ended; a thread may start when others are through
     int pause_after_write
     int status
     int cancelled
@@ -297,7 +298,7 @@ cdef void walk(void *arg, int64_t thread) noexcept nogil:
                 repeat = 0
                 block += 1
     if thread == 0:
-        w.block, w.repeat, w.step, w.status = block, repeat, number, status
+        w.next_block, w.next_repeat, w.next_step, w.status = block, repeat, number, status
 
 
 cdef class Execution:
@@ -382,6 +383,31 @@ cdef class Execution:
         sink.columns, sink.channels = rows.shape[2], rows.shape[3]
         sink.chosen = <const int64_t *> <uintptr_t> (0 if chosen is None else chosen.ctypes.data)
 
+    def go_on_with(self, Executor executor) -> None:
+        """Continue on the same rings with another executor, at its first step (plan.finish_plan)."""
+        plan = executor.plan
+        if self.memory.size_bytes != plan.arena_bytes + plan.scratch_bytes:
+            raise ValueError("the memory of a run is not what its plan says")
+        self.executor = executor
+        self.walk.ops, self.walk.steps = executor.ops, executor.steps
+        self.walk.blocks, self.walk.block_count = executor.blocks, executor.block_count
+        self.walk.block = self.walk.repeat = self.walk.step = 0
+        for tensor in plan.program.tensors:
+            self._bind_ring(self.walk.run.rings + <int64_t> tensor.index, tensor, plan.program.tensors[tensor.root],
+                            <char *> self.memory.start)
+
+    def rows_done(self) -> list:
+        """Return how many rows each operation of the plan has produced so far."""
+        plan = self.executor.plan
+        done = [0] * len(plan.program.operations)
+        for position, block in enumerate(plan.blocks[:self.walk.block + 1]):
+            begun = position == self.walk.block
+            for number, step in enumerate(block.steps):
+                repeats = (self.walk.repeat + (number < self.walk.step)) if begun else block.repeats
+                if repeats and plan.operation(step) is not None:
+                    done[step.index] = max(done[step.index], step.end + (repeats - 1) * step.advance)
+        return done
+
     @property
     def rows_needed(self) -> int:
         """After NEEDS_ROWS: the source must reach at least this row (excluded)."""
@@ -404,4 +430,6 @@ cdef class Execution:
             took = run_region(walk, &self.walk, self.walk.run.threads)
         if took == 0:
             raise MemoryBudgetError(f"the operating system refused {self.walk.run.threads} threads for a run")
+        self.walk.block, self.walk.repeat = self.walk.next_block, self.walk.next_repeat
+        self.walk.step = self.walk.next_step
         return self.walk.status

@@ -38,7 +38,7 @@ def default_layout(
     program = build_program(graph, height, width, sink_rows=sink_rows)
     count = len(program.operations)
     one = [0] * count
-    schedule(program, one, bands_of(program, one, band_rows))
+    schedule(program, one, bands_of(program, one, Layout((), band_rows)))
     lives = _lives(program)
     whole = [0] * (count + 1)
     for root, (first, last) in lives.items():
@@ -71,17 +71,20 @@ def plan_within(
     sink_rows: list[int] | None = None,
     full_buffers: bool = False,
     poison: bool = False,
+    streamed: bool = False,
 ) -> Plan:
     """Return the default plan, or the first of the smaller ones that fits in budget_bytes together with held scores.
 
-    Smaller plans have bands of 2 and of 1 row, then one thread. Raises MemoryBudgetError with the bytes that
-    would have been enough.
+    Smaller plans have bands of 2 and of 1 row, then one thread. streamed: one segment, whose image comes in
+    row by row. Raises MemoryBudgetError with the bytes that would have been enough.
     """
     smallest = 0
     rows = (BAND_ROWS, 2, 1)
     for band_rows, crew in [*((band, threads) for band in rows), (1, 1)]:
         layout = None
-        if not full_buffers:
+        if streamed:
+            layout = Layout((), band_rows, read_rows=1)
+        elif not full_buffers:
             layout = default_layout(graph, height, width, band_rows=band_rows, sink_rows=sink_rows)
         plan = make_plan(
             graph,
@@ -91,7 +94,7 @@ def plan_within(
             threads=crew,
             layout=layout,
             sink_rows=sink_rows,
-            full_buffers=full_buffers,
+            full_buffers=full_buffers and not streamed,
             poison=poison,
         )
         plan.score_bytes = score_bytes
@@ -99,6 +102,6 @@ def plan_within(
             return plan
         smallest = min(smallest, plan.total_bytes) if smallest else plan.total_bytes
     raise MemoryBudgetError(
-        f"{graph.name} over {images} image(s) of {height}x{width} pixels takes at least {smallest:,} bytes"
+        f"{graph.name} over {images} image(s) of {'rows of ' if streamed else f'{height}x'}{width} pixels takes at least {smallest:,} bytes"
         f" (arena, scratch and held scores); the memory budget is {budget_bytes:,} bytes"
     )

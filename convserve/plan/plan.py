@@ -1,6 +1,6 @@
 """The plan of a run: segments, band heights, rings, offsets and steps, and to the byte what they take."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from convserve.formats.packing import is_depthwise
 from convserve.graph.ir import Graph, Node
@@ -9,7 +9,7 @@ from convserve.plan.arena import Region, place
 from convserve.plan.program import Operation, Program, build_program
 from convserve.plan.schedule import Block, Step, schedule
 
-__all__ = ["Layout", "Plan", "make_plan", "packs_windows"]
+__all__ = ["Layout", "Plan", "finish_plan", "make_plan", "packs_windows"]
 
 TILE_ROWS = 16  # CS_MR_MAX: pixels that a tile of the widest kernel takes
 RING_BYTES = 80  # sizeof(Ring) in kernels/rows.pxd; the executor checks it
@@ -21,11 +21,13 @@ class Layout:
 
     cuts: indices of the operations with which a new segment begins ("Write" goes with what it shows).
     band_rows: rows that one step of an operation computes, divided by its own stride so that its input's band
-    is as high; in a segment of one operation it computes all.
+    is as high; in a segment of one operation it computes all. read_rows: image rows that one step reads, where
+    that is not the same.
     """
 
     cuts: tuple[int, ...] = ()
     band_rows: int = 4
+    read_rows: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +115,7 @@ def segments_of(program: Program, cuts: tuple[int, ...]) -> list[int]:
     return segments
 
 
-def bands_of(program: Program, segment_of: list[int], band_rows: int) -> list[int]:
+def bands_of(program: Program, segment_of: list[int], layout: Layout) -> list[int]:
     """Return the rows of each operation's steps."""
     alone: dict[int, bool] = {}
     for operation in program.operations:
@@ -124,7 +126,8 @@ def bands_of(program: Program, segment_of: list[int], band_rows: int) -> list[in
     for operation in program.operations:
         stride = max([1, *(window.stride for window in operation.vertical)])
         whole = alone.get(segment_of[operation.index])
-        bands.append(max(1, program.rows_of(operation) if whole else band_rows // stride))
+        bands.append(max(1, program.rows_of(operation) if whole else layout.band_rows // stride))
+    bands[0] = layout.read_rows or bands[0]
     return bands
 
 
@@ -174,7 +177,7 @@ def make_plan(
     elif layout is None:
         layout = default_layout(graph, height, width, sink_rows=sink_rows)
     segment_of = segments_of(program, layout.cuts)
-    blocks = schedule(program, segment_of, bands_of(program, segment_of, layout.band_rows), poison=poison)
+    blocks = schedule(program, segment_of, bands_of(program, segment_of, layout), poison=poison)
     if full_buffers:
         for tensor in program.tensors:
             if tensor.root == tensor.index:
@@ -204,3 +207,20 @@ def make_plan(
         poison=poison,
         shares_space=not full_buffers,
     )
+
+
+def finish_plan(plan: Plan, graph: Graph, done: list[int], height: int, rows: int) -> Plan:
+    """Return the plan of the remaining steps of a run whose height came to light only at the image's last row.
+
+    plan: one segment over an image of any larger height; done: rows that each of its operations has produced;
+    rows: score rows of the whole image. Rings and offsets stay where they are.
+    """
+    program = build_program(graph, height, plan.width, sink_rows=[rows])
+    for tensor, before in zip(program.tensors, plan.program.tensors, strict=True):
+        tensor.offset, tensor.pad_left, tensor.pad_right = before.offset, before.pad_left, before.pad_right
+    bands = bands_of(program, plan.segment_of, plan.layout)
+    blocks = schedule(program, plan.segment_of, bands, poison=plan.poison, done=done)
+    for tensor, before in zip(program.tensors, plan.program.tensors, strict=True):
+        assert tensor.ring_rows <= before.ring_rows, f"ring of {tensor.name}"
+        tensor.ring_rows = before.ring_rows
+    return replace(plan, height=height, program=program, blocks=blocks)

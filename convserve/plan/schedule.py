@@ -65,6 +65,18 @@ class _Simulation:
         parts = self.tensors[index].parts
         return [op for part in parts for op in self._sources(part)] if parts else [self.producer[index]]
 
+    def resume(self, done: list[int]) -> None:
+        """Begin where each operation has produced done[i] rows."""
+        self.done = done.copy()
+        for operation in self.program.operations:
+            if operation.output >= 0:
+                root = self.tensors[operation.output].root
+                self.newest[root] = max(self.newest[root], done[operation.index])
+        for tensor in self.tensors:
+            if tensor.root == tensor.index:
+                self._free(tensor.index)
+        self.steps = []
+
     def _needed_rows(self, operation: Operation, number: int, end: int) -> int:
         return operation.vertical[number].reads(0, end)[1]
 
@@ -209,19 +221,24 @@ def _skippable(sim: _Simulation, mark: _Mark) -> int:
     return most if most < 1 << 62 else 0
 
 
-def schedule(program: Program, segment_of: list[int], bands: list[int], *, poison: bool = False) -> list[Block]:
+def schedule(
+    program: Program, segment_of: list[int], bands: list[int], *, poison: bool = False, done: list[int] | None = None
+) -> list[Block]:
     """Return the blocks of steps of a program, and set ring_rows, first_use and last_use of its tensors.
 
     segment_of: the segment of each operation, never falling. bands: rows of each operation's step.
-    poison: add steps that fill rows with NaN once nobody needs them.
+    poison: add steps that fill rows with NaN once nobody needs them. done: rows that each operation has
+    produced already, in a program of one segment whose rings are prepared.
     """
     sim = _Simulation(program, segment_of, bands, poison=poison)
+    if done:
+        sim.resume(done)
     strides = _strides(program)
     _find_lives(program, segment_of)
     blocks: list[Block] = []
     for segment in range(segment_of[-1] + 1):
         members = [op for op in program.operations if segment_of[op.index] == segment]
-        sim.steps, sim.needs = _preparations(sim, segment), []
+        sim.steps, sim.needs = [] if done else _preparations(sim, segment), []
         sinks = [op for op in members if _is_sink(sim, op, segment)]
         repetition = _Repetition(sim, members, strides)
         while unfinished := [op for op in sinks if sim.done[op.index] < sim.limit[op.index]]:
