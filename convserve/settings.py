@@ -24,7 +24,7 @@ def parse_bytes(value: int | str, *, name: str = "memory size") -> int:
         size = int(float(digits) * _UNITS[unit]) if "." in digits else int(digits) * _UNITS[unit]
     except (KeyError, ValueError, OverflowError):
         raise SettingError(
-            f'{name} is {value!r}; give bytes as a number or a text such as "64MiB" (units B, KiB, MiB, GiB, KB, MB, GB)'
+            f'{name} is {value!r}; give bytes as a number or a text such as "64MiB" (B, KiB, MiB, GiB, KB, MB or GB)'
         ) from None
     if size <= 0:
         raise SettingError(f"{name} is {value!r}; it must be above 0 bytes")
@@ -78,10 +78,15 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
-        Setting("ISA", str, "", "instruction set of the kernels: portable, avx2 or avx512; empty takes the best one here"),
+        Setting("ISA", str, "", "instruction set of the kernels: portable, avx2 or avx512; unset takes the best one"),
         Setting("THREADS", _count, None, "threads of a run; unset takes what affinity mask and cgroup allow"),
         Setting("MEMORY_BUDGET", _size, None, 'bytes that arena, scratch and held scores may take, e.g. "64MiB"'),
-        Setting("PLAN", _choice("on", "off", "print"), "on", "off: every tensor in its own full buffer; print: show each new plan on stderr"),
+        Setting(
+            "PLAN",
+            _choice("on", "off", "print"),
+            "on",
+            "off: every tensor in its own full buffer; print: show each new plan on stderr",
+        ),
         Setting("POISON", _flag, False, "1: fresh arenas and freed rows are filled with NaN"),
         Setting("MAX_PIXELS", _pixels, 1 << 28, "most pixels that an encoded image may claim"),
     )

@@ -4,6 +4,7 @@ Both know nothing of how a plan was found; what a step reads is worked out again
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from reference import ORACLES, axis_geometry
@@ -35,7 +36,7 @@ def steps_of(plan: Plan) -> Iterator[tuple[int, Step]]:
         for repetition in range(block.repeats):
             for step in block.steps:
                 moved = repetition * step.advance
-                yield block.segment, step._replace(begin=step.begin + moved, end=step.end + moved)
+                yield block.segment, replace(step, begin=step.begin + moved, end=step.end + moved)
 
 
 def rows_read(operation: Operation, number: int, begin: int, end: int, heights: tuple[int, int]) -> np.ndarray:

@@ -59,7 +59,7 @@ def sliding(graph: Graph) -> Sliding:
         for number, tensor in enumerate(node.inputs):
             vertical, horizontal = windows(node, number, ins)
             if not vertical.stride or not horizontal.stride:
-                raise UnsupportedOpError(f'{node} spreads one value over all pixels and cannot slide; method="crops" can')
+                raise UnsupportedOpError(f'{node} reads one value everywhere and cannot slide; method="crops" can')
             before = stride_of[tensor]
             strides.add((before[0] * vertical.stride, before[1] * horizontal.stride))
             down = _clipped(vertical, ins[number].height, out.height)

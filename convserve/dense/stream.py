@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from convserve.engine.engine import Engine
 from convserve.dense.sliding import Sliding, geometry
+from convserve.engine.engine import Engine
 from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution, Executor
 from convserve.engine.source import ImageRows
 from convserve.errors import RunCancelled, ShapeError

@@ -1,4 +1,4 @@
-"""The executor: walks a plan's steps over one arena in one nogil loop, and can be left and entered again between steps."""
+"""The executor: walks a plan's steps over one arena in one nogil loop; it can be left and entered between steps."""
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from convserve.kernels.dispatch cimport cs_kernels, table
+from convserve.kernels cimport dispatch
+from convserve.kernels.dispatch cimport cs_kernels
 from convserve.kernels.elementwise cimport (ADD, AFFINE, COPY, MUL, RELU, SHUFFLE, SOFTMAX, combine_rows, flatten_rows,
                                             pixelwise_rows, poison_rows, read_rows, write_rows, zero_padding)
 from convserve.kernels.gemm cimport conv_rows, depthwise_rows
@@ -126,7 +127,7 @@ cdef class Executor:
         program = plan.program
         count = len(program.operations)
         self.plan, self.isa, self.kept = plan, isa, []
-        self.kernels = table(isa)
+        self.kernels = dispatch.table(isa)
         self.ops = <Op *> calloc(max(count, 1), sizeof(Op))
         self.inputs = <int64_t *> calloc(sum(len(op.inputs) for op in program.operations) + 1, sizeof(int64_t))
         self.steps = <Step *> calloc(sum(len(block.steps) for block in plan.blocks) + 1, sizeof(Step))
@@ -203,7 +204,8 @@ cdef class Executor:
             for planned in block.steps:
                 step = self.steps + number
                 step.kind = kinds.get(planned.kind, RUN_STEP)
-                step.index, step.begin, step.end, step.advance = planned.index, planned.begin, planned.end, planned.advance
+                step.index, step.begin = planned.index, planned.begin
+                step.end, step.advance = planned.end, planned.advance
                 operation = plan.operation(planned)
                 if operation is not None:
                     depthwise = operation.node is not None and is_depthwise(operation.node)

@@ -86,8 +86,8 @@ cdef void open_gate(Gate *gate) noexcept nogil:
 
 cdef void wait_behind(Gate *gate, long value) noexcept nogil:
     """Return once the gate's value is another than the given one."""
-    cdef int spin
-    for spin in range(SPINS):
+    cdef int _spin
+    for _spin in range(SPINS):
         if cs_get(&gate.value) != value:
             return
         cs_pause()

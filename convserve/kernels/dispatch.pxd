@@ -24,7 +24,8 @@ cdef extern from "cs_kernels.h" nogil:
         int mr
         int panels
         void (*gemm)(const cs_gemm_params *, int) noexcept nogil
-        void (*depthwise)(int64_t, int64_t, const float **, const float *, const float *, float *, int, int) noexcept nogil
+        void (*depthwise)(int64_t, int64_t, const float **, const float *, const float *, float *, int,
+                          int) noexcept nogil
         void (*max_pool)(int64_t, int64_t, const float **, float *, int) noexcept nogil
         void (*average_pool)(int64_t, int64_t, const float **, float *, int, float) noexcept nogil
         void (*relu)(int64_t, const float *, float *) noexcept nogil

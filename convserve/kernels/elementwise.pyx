@@ -1,4 +1,4 @@
-"""What works on one pixel at a time: activations, affine maps, sums, products, softmax, shuffles, and rows in and out."""
+"""What works on one pixel at a time: activations, affine maps, sums, products, softmax, shuffles; rows in and out."""
 
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset

@@ -28,7 +28,7 @@ cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
     cdef int64_t pixels = run.images * pixels_per_image
     cdef int64_t mr = run.kernels.mr, tile_panels = run.kernels.panels
     cdef int64_t first_pixel = 0, last_pixel = pixels, first_panel = 0, last_panel = panels
-    cdef int64_t pairs, at_once, group, tile, tiles, panel, stop, p, pixel, count, after
+    cdef int64_t pairs, input_pixels, at_once, group, tile, tiles, panel, stop, p, pixel, count, after
     cdef const float **a = <const float **> (run.scratch + thread * run.scratch_pitch)
     cdef float *rows = <float *> (a + form.segments * CS_MR_MAX)
     cdef float *c[16]
@@ -38,7 +38,8 @@ cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
     # Reading all weights in every thread costs more than reading all activations there: split the channels.
     if run.threads > 1:
         pairs = (panels + tile_panels - 1) // tile_panels
-        if pairs >= run.threads and panels * CS_PANEL > pixels * op.stride_h * op.stride_w // (op.kernel_h * op.kernel_w):
+        input_pixels = pixels * op.stride_h * op.stride_w // (op.kernel_h * op.kernel_w)
+        if pairs >= run.threads and panels * CS_PANEL > input_pixels:
             share(pairs, thread, run.threads, &first_panel, &last_panel)
             first_panel *= tile_panels
             last_panel = min(panels, last_panel * tile_panels)
@@ -54,7 +55,8 @@ cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
     params.relu = op.relu
     params.c = c
     params.residual = <const float **> residual if op.input_count > 1 else NULL
-    at_once = max(tile_panels, PANEL_GROUP_BYTES // (k * CS_PANEL * <int64_t> sizeof(float)) // tile_panels * tile_panels)
+    at_once = PANEL_GROUP_BYTES // (k * CS_PANEL * <int64_t> sizeof(float))
+    at_once = max(tile_panels, at_once // tile_panels * tile_panels)
     tiles = (last_pixel - first_pixel + mr - 1) // mr
 
     for group in range(op.group):

@@ -17,7 +17,8 @@ cdef inline int64_t tap_limit(int64_t position, int64_t dilation, int64_t kernel
     return min(kernel, (size - position + dilation - 1) // dilation)
 
 
-cdef void pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread, bint average) noexcept nogil:
+cdef void pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread,
+                    bint average) noexcept nogil:
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t pixels_per_image = (end - begin) * y.width

@@ -101,7 +101,8 @@ def plan_within(
         if budget_bytes is None or plan.total_bytes <= budget_bytes:
             return plan
         smallest = min(smallest, plan.total_bytes) if smallest else plan.total_bytes
+    what = f"an image {width} pixels wide" if streamed else f"{images} image(s) of {height}x{width} pixels"
     raise MemoryBudgetError(
-        f"{graph.name} over {images} image(s) of {'rows of ' if streamed else f'{height}x'}{width} pixels takes at least {smallest:,} bytes"
+        f"{graph.name} over {what} takes at least {smallest:,} bytes"
         f" (arena, scratch and held scores); the memory budget is {budget_bytes:,} bytes"
     )

@@ -5,15 +5,15 @@ The most rows that a tensor held at once (produced, and still needed by somebody
 Once the pattern repeats, whole periods are skipped, so a schedule does not grow with the image.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from convserve.plan.program import Operation, Program
 
 __all__ = ["Block", "Step", "schedule"]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Step:
     """Rows [begin, end) of one operation; repetition r of its block computes rows [begin + r*advance, end + r*advance).
 
     operation is an index into Program.operations; what "Zero" (padding of a ring is cleared) and "Poison"
@@ -260,7 +260,7 @@ def _skip(sim: _Simulation, segment: int, mark: _Mark, count: int) -> list[Block
     freed = [now - then for now, then in zip(sim.oldest, mark.oldest, strict=True)]
     grown = [now - then for now, then in zip(sim.newest, mark.newest, strict=True)]
     repeated = [
-        step._replace(advance=freed[step.index] if step.kind == "Poison" else moved[step.index])
+        replace(step, advance=freed[step.index] if step.kind == "Poison" else moved[step.index])
         for step in sim.steps[mark.steps :]
     ]
     blocks = [Block(segment, sim.steps[: mark.steps]), Block(segment, repeated, count + 1)]
@@ -278,7 +278,7 @@ def _complete_poison(program: Program, blocks: list[Block]) -> None:
     # a fresh ring is poisoned whole; its height is known only now
     for block in blocks:
         block.steps = [
-            step._replace(end=program.tensors[step.index].ring_rows) if step.end < 0 else step for step in block.steps
+            replace(step, end=program.tensors[step.index].ring_rows) if step.end < 0 else step for step in block.steps
         ]
 
 
