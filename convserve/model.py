@@ -11,13 +11,13 @@ from convserve import dense
 from convserve.dense import RowStream, ScoreStream
 from convserve.engine.engine import Engine
 from convserve.engine.source import ImageRows
-from convserve.errors import InputError, ModelNotFoundError, ShapeError
+from convserve.errors import InputError, ModelFormatError, ModelNotFoundError, ShapeError
 from convserve.formats.container import is_container, read_container
 from convserve.formats.onnx import load_onnx
 from convserve.formats.packing import pack_graph
 from convserve.graph.ir import Graph, Output
 from convserve.graph.ops import infer_volumes
-from convserve.graph.rewrites import rewrite
+from convserve.graph.rewrites import REWRITTEN_AWAY, rewrite
 from convserve.images.decode import ImageSource, decode
 from convserve.images.preprocess import Preprocess
 from convserve.plan.plan import Layout, Plan
@@ -56,18 +56,20 @@ def load(
     budget = None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget")
     name = ""
     if isinstance(source, Graph):
-        graph = source
+        graph = pack_graph(rewrite(source, window=window))
     elif isinstance(source, bytes) or not is_container(_existing(source)):
-        graph = load_onnx(source, window=window)
+        graph = pack_graph(rewrite(load_onnx(source, window=window), window=window))
         name = "" if isinstance(source, bytes) else Path(source).stem
     else:
         container = read_container(source)
         graph = container.graph
+        for node in graph.nodes:
+            if node.op in REWRITTEN_AWAY:
+                raise ModelFormatError(f"'{os.fspath(source)}': {node} has no packed form; import the network again")
         if preprocess is None and container.preprocess is not None:
             preprocess = Preprocess.from_dict(container.preprocess)
         labels = container.labels if labels is None else labels
         name = Path(source).stem
-    graph = pack_graph(rewrite(graph, window=window))
     return Model(
         graph,
         name=name or graph.name,

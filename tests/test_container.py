@@ -199,7 +199,6 @@ def test_a_network_of_every_operation_runs_alike_from_memory_and_from_its_contai
     assert_loads_alike(every_operation(), tmp_path / "net.convserve")
 
 
-@pytest.mark.xfail(raises=KeyError, reason="fold_affine reads params['weight'] of a Conv that is packed already")
 def test_a_container_that_was_not_rewritten_is_loaded_all_the_same(path: Path) -> None:
     image = np.random.default_rng(3).random((1, 1, 12, 12), np.float32)
     found = convserve.load(path).run(image)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from convserve.engine.team cimport barrier, run_region
-from convserve.errors import MemoryBudgetError
+from convserve.errors import MemoryBudgetError, UnsupportedOpError
 from convserve.formats.packing import is_depthwise
 from convserve.plan.cost import SOLO_S, row_seconds
 from convserve.plan.plan import RING_BYTES, packs_windows
@@ -100,7 +100,7 @@ cdef RowKernel kernel_of(str kind, bint depthwise) except NULL:
         return flatten_rows
     if kind in ("Identity", "Relu", "Affine", "Softmax", "ChannelShuffle"):
         return pixelwise_rows
-    raise ValueError(f"no kernel runs {kind}")
+    raise UnsupportedOpError(f"no kernel runs {kind}; a graph has to be rewritten before it is run")
 
 
 _PIXELWISE = {"Identity": COPY, "Relu": RELU, "Affine": AFFINE, "Softmax": SOFTMAX, "ChannelShuffle": SHUFFLE,

@@ -8,6 +8,7 @@ from convserve.graph.rewrite_fusion import fuse_activation, fuse_residual
 from convserve.graph.rewrite_windows import flatten_to_conv, global_pooling_to_window, resolve_auto_pad
 
 __all__ = [
+    "REWRITTEN_AWAY",
     "drop_identities",
     "flatten_to_conv",
     "fold_affine",
@@ -18,6 +19,10 @@ __all__ = [
     "resolve_auto_pad",
     "rewrite",
 ]
+
+
+REWRITTEN_AWAY = frozenset({"BatchNormalization", "Gemm"})
+"""Operations that no rewritten graph has, and that no kernel runs."""
 
 
 def rewrite(graph: Graph, *, window: tuple[int, int] | None) -> Graph:
