@@ -47,6 +47,18 @@ def test_same_bits_for_any_layout_threads_and_settings(data, graph, seed):
 
 
 @FEW
+@given(data=st.data(), graph=graphs(slides=True, max_size=12), seed=seeds, more=st.integers(1, 300))
+def test_same_bits_over_tall_images_whose_steps_repeat(data, graph, seed, more):
+    x = image(graph, seed=seed, size=(graph.input_volume.height + more, graph.input_volume.width))
+    engine = engine_of(graph)
+    with settings(PLAN="off"):
+        expected = run_engine(engine, x)
+    layout = data.draw(layouts(engine.graph))
+    with settings(POISON=data.draw(st.integers(0, 1))):
+        assert same_bits(run_engine(engine, x, layout=layout, threads=2), expected)
+
+
+@FEW
 @given(graph=graphs(), seed=seeds, batch=st.integers(2, 5))
 def test_same_bits_alone_and_in_a_batch(graph, seed, batch):
     x = image(graph, batch=batch, seed=seed)
