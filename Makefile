@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
@@ -15,18 +16,18 @@ build: $(VENV)/built ## make the virtual environment and build the extension
 demo: build ## start a server, classify a digit, score a page of digits, write demo-out/page-scores.png
 	$(PY) -m convserve demo
 
-test: build ## run the whole test-suite
+test: build $(VENV)/with-test ## run the whole test-suite
 	$(PY) -m pytest
 
-lint: build ## check style and types
+lint: build $(VENV)/with-test $(VENV)/with-lint ## check style and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy convserve
 	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint convserve
 
-bench: build ## time VGG-16 beside ONNX Runtime
+bench: build $(VENV)/with-test ## time VGG-16 beside ONNX Runtime
 	$(PY) benchmarks/bench_vgg.py
 
-train: $(VENV)/trainable ## train the bundled network again and draw its samples again (needs PyTorch)
+train: build $(VENV)/with-train ## train the bundled network again and draw its samples again (needs PyTorch)
 	$(PY) -m training.train_digits
 	$(PY) -m training.make_samples
 
@@ -45,18 +46,19 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# The build requirements go into the environment itself, so that a later build compiles only what changed.
-$(VENV)/installed: $(VENV)/made pyproject.toml
-	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-	  > $(VENV)/build-requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/build-requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test,lint]'
+# Requirements are read from pyproject.toml: those of the build, or an extra's.
+$(VENV)/with-%: $(VENV)/made pyproject.toml
+	$(PY) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb")); \
+	  groups = {"build": project["build-system"]["requires"], **project["project"]["optional-dependencies"]}; \
+	  print(*groups["$*"], sep="\n")' > $(VENV)/$*.txt
+	$(PIP) -r $(VENV)/$*.txt
+	touch $@
+
+# The build requirements lie in the environment itself, so that a later build compiles only what changed.
+$(VENV)/installed: $(VENV)/with-build pyproject.toml
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	$(PY) setup.py --quiet stubs build_ext --inplace
-	touch $@
-
-$(VENV)/trainable: $(VENV)/built
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[train]'
 	touch $@

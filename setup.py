@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 from Cython.Build import cythonize
 from setuptools import Command, Extension, setup
@@ -19,7 +20,7 @@ class Stubs(Command):
     """Generates convserve/wire/convserve_pb2.py, its types and convserve_pb2_grpc.py from the .proto file."""
 
     description = "generate the gRPC stubs"
-    user_options = ()
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
         """Take no options."""
