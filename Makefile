@@ -19,7 +19,7 @@ demo: build ## start a server, classify a digit, score a page of digits, write d
 test: build $(VENV)/with-test ## run the whole test-suite
 	$(PY) -m pytest
 
-lint: build $(VENV)/with-test $(VENV)/with-lint ## check style and types
+lint: build $(VENV)/with-lint ## check style and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy convserve
 	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint convserve
