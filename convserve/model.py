@@ -20,6 +20,8 @@ from convserve.graph.ops import infer_volumes
 from convserve.graph.rewrites import REWRITTEN_AWAY, rewrite
 from convserve.images.decode import ImageSource, decode
 from convserve.images.preprocess import Preprocess
+from convserve.plan.describe import Description
+from convserve.plan.describe import describe as describe_graph
 from convserve.plan.plan import Layout, Plan
 from convserve.results import Prediction, ScoreMap
 from convserve.settings import parse_bytes
@@ -393,6 +395,13 @@ class Model:
         return indices, [self._label(index) for index in indices]
 
     # ---- plans
+
+    def describe(self) -> Description:
+        """Return the network's table: each layer's volume, parameters, flops, receptive field and exactness.
+
+        Raises ModelError where its file leaves the input size open.
+        """
+        return describe_graph(self.graph, name=self.name)
 
     def plan(
         self,

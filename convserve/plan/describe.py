@@ -152,6 +152,7 @@ class Description:
             lines.append(
                 f"padded: from '{self.padded_by}' on positions see padding, so a dense pass differs from crops"
             )
+        lines.append("(F filter or window, S stride, P padding, D dilation, G groups; clean cells see no padding)")
         return lines
 
     def __str__(self) -> str:
@@ -271,8 +272,9 @@ def _pair_text(pair: Pair) -> str:
 
 
 def _compact(count: int) -> str:
-    """Return a count as "512", "86.7 M" or "30.9 G"."""
+    """Return a count as "512", "3.70 k", "86.7 M" or "1,234 G"."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+            share = count / size
+            return f"{share:,.{2 if share < 10 else 1 if share < 100 else 0}f} {unit}"
     return str(count)
