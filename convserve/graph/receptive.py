@@ -13,7 +13,7 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a tensor's positions see along one axis: position o sees the pixels [o*jump + offset, o*jump + offset + size).
+    """What a tensor's positions see along one axis: o sees the pixels [o*jump + offset, o*jump + offset + size).
 
     Pixels outside the image are padding. A jump of 0 is a tensor all of whose positions see the same pixels.
     """

@@ -123,7 +123,7 @@ class Description:
     def table(self) -> str:
         """Return the table as aligned text, its totals below it."""
         head = ("layer", "operation", "volume", "values", "weights", "parameters", "flops", "field", "stride")
-        rows = [(*head, "offset", "clean cells")]
+        rows: list[tuple[str, ...]] = [(*head, "offset", "clean cells")]
         rows += [_table_row(layer) for layer in self.layers]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
