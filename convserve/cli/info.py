@@ -74,7 +74,7 @@ def gather() -> dict[str, Any]:
             "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             "cgroup_cpus": _cgroup_cpus(),
             "available": available_threads(),
-            "a_run_takes": (values["THREADS"] and thread_count()) or available_threads(),
+            "run": crew,
         },
         "settings": [
             {

@@ -31,7 +31,7 @@ def register(commands: Any) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, at least as large as the window")
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
     parser.add_argument("--method", default="dense", help="how the dense pass is computed (default dense)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the largest difference of each position over the image")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw each position's largest difference over the image")
     add_run_options(parser)
     parser.set_defaults(run=run)
 
