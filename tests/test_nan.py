@@ -1,5 +1,7 @@
 """NaN goes through every operation, on every instruction set; otherwise poisoned memory would prove nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builder import Builder
@@ -10,7 +12,7 @@ from reference import evaluate
 from runs import ISAS, engine_of, run, run_engine, settings
 from strategies import graphs, image, op_graphs, seeds
 
-from convserve.engine.executor import Executor
+from convserve.engine.binding import Executor
 from convserve.graph.ir import Graph, Volume
 from convserve.graph.ops import OPS
 from convserve.plan.plan import Layout, make_plan
@@ -134,5 +136,5 @@ def test_poison_shows_rows_that_are_freed_too_early():
     assert early
     for block, position in early:
         step = block.steps[position]
-        block.steps[position] = step._replace(end=step.end + 1)
+        block.steps[position] = replace(step, end=step.end + 1)
     assert np.isnan(run_plan(graph, plan, x)).any()
