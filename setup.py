@@ -54,7 +54,7 @@ def extension(name: str, *sources: str) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *sources],
         include_dirs=["convserve/kernels"],
-        depends=["convserve/kernels/cs_kernels.h", "convserve/kernels/cs_body.h"],
+        depends=[f"convserve/kernels/cs_{part}.h" for part in ("kernels", "body", "functions")],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
     )
@@ -70,6 +70,7 @@ setup(
             extension("convserve.kernels.lrn"),
             extension("convserve.kernels.elementwise"),
             extension("convserve.engine.team"),
+            extension("convserve.engine.binding"),
             extension("convserve.engine.executor"),
         ],
         language_level=3,

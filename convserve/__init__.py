@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from convserve.images import Preprocess
-    from convserve.model import Model, load
+    from convserve.loading import load
+    from convserve.model import Model
     from convserve.results import Geometry, Prediction, ScoreMap
 
 __all__ = [
@@ -58,7 +59,7 @@ _HOMES = {
     "Prediction": "convserve.results",
     "Preprocess": "convserve.images",
     "ScoreMap": "convserve.results",
-    "load": "convserve.model",
+    "load": "convserve.loading",
 }
 
 

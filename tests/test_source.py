@@ -38,10 +38,12 @@ MAY_IMPORT = {
     "plan": GROUND | {"graph", "formats"},
     "engine": GROUND | {"graph", "formats", "plan", "kernels"},
     "dense": GROUND | {"graph", "plan", "engine"},
-    "model": GROUND | {"graph", "formats", "images", "plan", "engine", "kernels", "dense"},
+    "model": GROUND | {"graph", "images", "plan", "engine", "dense"},
+    "loading": GROUND | {"graph", "formats", "images", "model"},
     "client": GROUND | {"wire", "images"},
-    "server": GROUND | {"wire", "images", "dense", "model"},
-    "cli": GROUND | {"wire", "images", "formats", "model", "client", "server"},
+    "server": GROUND | {"wire", "images", "dense", "model", "loading"},
+    "cli": GROUND
+    | {"wire", "images", "formats", "kernels", "engine", "plan", "dense", "model", "loading", "client", "server"},
 }
 
 

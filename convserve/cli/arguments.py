@@ -49,7 +49,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def load_net(net: str | None, args: argparse.Namespace) -> "Model":
     """Return the model of a path (None: the bundled one) with the options of add_run_options."""
-    from convserve.model import load
+    from convserve.loading import load
 
     return load(net or BUNDLED, threads=args.threads, memory_budget=args.memory_budget)
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     """Import and print what was written."""
     from convserve.formats.container import write_container
     from convserve.images import Preprocess
-    from convserve.model import load
+    from convserve.loading import load
 
     if Path(args.output).suffix != ".convserve":
         raise InputError(f"the output file is {args.output!r}; its name must end in .convserve")

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from convserve.dense.sliding import Sliding, geometry
+from convserve.engine.binding import Executor
 from convserve.engine.engine import Engine
-from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution, Executor
+from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution
 from convserve.engine.source import ImageRows
 from convserve.errors import RunCancelled, ShapeError
 from convserve.plan.plan import Plan, finish_plan

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from convserve import settings
-from convserve.engine.executor import Execution, Executor, Memory
+from convserve.engine.binding import Executor
+from convserve.engine.executor import Execution, Memory
 from convserve.engine.source import ImageRows
 from convserve.engine.team import thread_count
 from convserve.errors import MemoryBudgetError

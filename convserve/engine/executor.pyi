@@ -1,6 +1,6 @@
 import numpy as np
 
-from convserve.plan.plan import Plan
+from convserve.engine.binding import Executor
 
 DONE: int
 NEEDS_ROWS: int
@@ -11,11 +11,6 @@ class Memory:
     size_bytes: int
     def __init__(self, size_bytes: int) -> None: ...
     def close(self) -> None: ...
-
-class Executor:
-    plan: Plan
-    isa: str
-    def __init__(self, plan: Plan, isa: str) -> None: ...
 
 class Execution:
     executor: Executor

@@ -1,0 +1,44 @@
+# A plan in C structures, as the executor walks it.
+from libc.stdint cimport int64_t
+
+from convserve.kernels.dispatch cimport cs_kernels
+from convserve.kernels.rows cimport Op, RowKernel
+
+
+cdef enum StepKind:
+    RUN_STEP
+    READ_STEP
+    WRITE_STEP
+    ZERO_STEP
+    POISON_STEP
+
+cdef struct Step:
+    StepKind kind
+    bint solo         # too small to share: thread 0 does it, and the others need not wait before the next shared one
+    bint meet         # a barrier follows
+    RowKernel kernel
+    int64_t index     # an operation, or for ZERO_STEP and POISON_STEP a ring
+    int64_t begin
+    int64_t end
+    int64_t advance
+
+cdef struct Block:
+    int64_t first
+    int64_t count
+    int64_t repeats
+
+
+cdef class Executor:
+    cdef Op *ops
+    cdef int64_t *inputs
+    cdef Step *steps
+    cdef Block *blocks
+    cdef int64_t block_count
+    cdef const cs_kernels *kernels
+    cdef readonly object plan
+    cdef readonly str isa
+    cdef list kept   # the arrays whose memory the operations point into
+    cdef const float *_values(self, array) except? NULL
+    cdef int _bind_operations(self, program) except -1
+    cdef int _bind_node(self, Op *op, node, operation, program) except -1
+    cdef int _bind_steps(self, plan) except -1
