@@ -62,7 +62,8 @@ def draw_window(draw, volume: Volume, *, pooling: bool, padded: bool) -> dict:
         if not count or (pooling and not every_window_sees(size, window, count)):
             taps, dilation, begin, end = 1, 1, 0, 0
         kernel.append(taps)
-        strides.append(stride)
+        # SAME with gaps between the windows would pad by less than nothing, where ONNX Runtime has no answer
+        strides.append(stride if auto_pad == "NOTSET" else min(stride, taps))
         dilations.append(1 if auto_pad != "NOTSET" else dilation)
         begins.append(begin)
         ends.append(end)
