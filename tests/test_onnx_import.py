@@ -103,6 +103,24 @@ def test_one_input(op):
     agree(made((op, "x", "y")))
 
 
+@pytest.mark.parametrize(("opset", "axes"), [(7, [2, 3]), (13, [-1, -2]), (18, [2, 3]), (18, [-2, -1])])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_the_mean_over_height_and_width_is_global_pooling(opset, axes, keepdims):
+    inputs, attrs = ("x", {"axes": axes}) if opset < 18 else ("x axes", {})
+    content = made(
+        ("ReduceMean", inputs, "y", {**attrs, "keepdims": keepdims}), weights={"axes": np.array(axes)}, opset=opset
+    )
+    graph = agree(content)
+    assert ops_of(graph) == ["GlobalAveragePool"]
+    assert graph.outputs[0].shape == (None if keepdims else (3,))
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [1, 2, 3]])
+def test_the_mean_over_other_axes_is_refused(axes):
+    with pytest.raises(UnsupportedOpError, match="over height and width"):
+        load_onnx(made(("ReduceMean", "x", "y", {"axes": axes}), opset=13))
+
+
 @pytest.mark.parametrize("attrs", [{"size": 3}, {"size": 5, "alpha": 0.5, "beta": 0.5, "bias": 2.0}])
 def test_lrn(attrs):
     agree(made(("LRN", "x", "y", attrs), shape=("N", 7, 4, 4)))

@@ -276,9 +276,19 @@ def _positive(source: Source, axes: tuple[int, ...], rank: int) -> set[int]:
     return positive
 
 
-def _axes(context: Context, source: Source) -> tuple[int, ...] | None:
-    array = context.constant(source, 1, optional=True) if source.opset >= 13 else None
-    return source.axes([] if array is None else [array])
+def _axes(context: Context, source: Source, *, since: int = 13) -> tuple[int, ...] | None:
+    array = context.constant(source, 1, optional=True) if source.opset >= since else None
+    return source.axes([] if array is None else [array], since=since)
+
+
+def reduce_mean(context: Context, source: Source) -> View:
+    view, axes = context.view(source, 0), _axes(context, source, since=18)
+    if len(view.shape) != 3 or axes is None or _positive(source, axes, 4) != {2, 3}:
+        raise UnsupportedOpError(
+            f"{source} takes the mean of {view} over axes {axes}; supported is the mean over height and width (2, 3)"
+        )
+    pooled = context.emit(source, "GlobalAveragePool", [context.image(source)])
+    return pooled if source.integer("keepdims", 1) else pooled.shaped(pooled.shape[:1])
 
 
 def squeeze(context: Context, source: Source) -> View:
@@ -363,6 +373,7 @@ NODES: dict[str, Callable[[Context, Source], View]] = {
     "MatMul": matmul,
     "MaxPool": pool,
     "Mul": elementwise,
+    "ReduceMean": reduce_mean,
     "Relu": relu,
     "Reshape": reshape,
     "Softmax": softmax,

@@ -85,9 +85,9 @@ class Source:
         value: TensorProto = self._typed(name, _REQUIRED, AttributeProto.TENSOR)
         return tensor_array(value, self._folder, f"the attribute '{name}' of {self}")
 
-    def axes(self, inputs: Sequence[np.ndarray]) -> tuple[int, ...] | None:
-        """Return the axes of a Squeeze or Unsqueeze: an attribute before opset 13, then the second input."""
-        if self.opset < 13:
+    def axes(self, inputs: Sequence[np.ndarray], *, since: int = 13) -> tuple[int, ...] | None:
+        """Return the node's axes: an attribute before the opset `since`, then the second input."""
+        if self.opset < since:
             return self.integers("axes", None)
         if not inputs:
             return None
