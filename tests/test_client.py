@@ -119,6 +119,16 @@ def test_a_score_map_has_every_field_of_the_local_one(model: convserve.Model, cl
     assert found.seconds > 0
 
 
+def test_a_score_map_equals_the_network_on_every_crop(model: convserve.Model, client: Client) -> None:
+    found = client.score_map(PAGE)
+    assert model.preprocess is not None
+    values = model.preprocess.apply(decode(PAGE, channels="gray"))
+    crops = np.lib.stride_tricks.sliding_window_view(values[0, 0], (28, 28))[::4, ::4]
+    y = model.run(np.ascontiguousarray(crops).reshape(-1, 1, 28, 28))
+    assert isinstance(y, np.ndarray)
+    assert np.array_equal(found.scores, y.reshape(found.scores.shape))
+
+
 def test_chosen_classes_by_label_and_index(model: convserve.Model, client: Client) -> None:
     local, found = model.score_map(PAGE), client.score_map(PAGE, classes=["no digit", 3])
     assert (found.classes, found.labels) == ([10, 3], ["no digit", "3"])
@@ -156,6 +166,7 @@ def test_a_turned_photograph_arrives_upright() -> None:
         (lambda client: client.classify(42), errors.InputError, "int"),
         (lambda client: client.classify(np.zeros((3, 3), np.int32)), errors.InputError, "int32"),
         (lambda client: client.classify(NOTHING, top=0), errors.InputError, "top is 0"),
+        (lambda client: client.score_map(NOTHING, timeout=-1), errors.InputError, "timeout is -1"),
         (lambda client: client.classify(NOTHING, model="vgg"), errors.ModelNotFoundError, "digits"),
         (lambda client: client.score_map(NOTHING), errors.ShapeError, "28x28"),
         (lambda client: client.score_map(PAGE, classes=["ten"]), errors.InputError, "'ten'"),

@@ -40,9 +40,7 @@ class Client:
     ) -> None:
         if not address or not isinstance(address, str):
             raise InputError(f'the address is {address!r}; give "host:port"')
-        if timeout is not None and not timeout > 0:
-            raise InputError(f"timeout is {timeout!r}; it must be above 0 seconds, or None")
-        self._address, self._timeout = address, timeout
+        self._address, self._timeout = address, None if timeout is None else _seconds(timeout)
         self._metadata = [("authorization", f"Bearer {token}")] if token else []
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         if tls is None or tls is False:
@@ -84,7 +82,7 @@ class Client:
         if not sent:
             return []
         request = exchange.classify_request(sent, model=model, top=top)
-        limit = timeout or self._timeout
+        limit = self._timeout if timeout is None else _seconds(timeout)
         try:
             response = self._stub.Classify(request, timeout=limit, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -107,7 +105,7 @@ class Client:
         progress: show a bar on stderr. timeout: seconds for the whole map, instead of the client's.
         """
         request = exchange.score_map_request(image, model=model, classes=classes)
-        limit = timeout or self._timeout
+        limit = self._timeout if timeout is None else _seconds(timeout)
         collector = exchange.MapCollector()
         call = self._stub.ScoreMap(request, timeout=limit, metadata=self._metadata)
         try:
@@ -132,6 +130,12 @@ def _collect_with_bar(call: Any, collector: exchange.MapCollector) -> None:
         for response in call:
             collector.add(response)
             bar.update(task, total=collector.rows or None, completed=collector.done_rows)
+
+
+def _seconds(timeout: float) -> float:
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise InputError(f"timeout is {timeout!r}; it must be a number of seconds above 0, or None")
+    return timeout
 
 
 def _roots(tls: bool | str | os.PathLike[str] | bytes) -> bytes | None:
