@@ -12,7 +12,7 @@ from convserve.cli.arguments import add_command
 from convserve.cli.output import print_json
 from convserve.errors import SettingError
 
-__all__ = ["gather", "register", "run"]
+__all__ = ["cgroup_cpus", "cpu_model", "gather", "register", "run"]
 
 _PACKAGES = ("numpy", "onnx", "grpcio", "protobuf", "pillow", "safetensors", "rich")
 
@@ -66,13 +66,13 @@ def gather() -> dict[str, Any]:
         "version": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "instruction_sets": list(dispatch.available()),
         "instruction_set": chosen,
         "threads": {
             "machine": os.cpu_count(),
             "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "cgroup_cpus": _cgroup_cpus(),
+            "cgroup_cpus": cgroup_cpus(),
             "available": available_threads(),
             "run": crew,
         },
@@ -99,7 +99,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's own name, or the architecture where the system tells none."""
     try:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -111,7 +111,7 @@ def _cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def _cgroup_cpus(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+def cgroup_cpus(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
     """Return the processors that cgroup version 2 allows, None where it sets no limit or is absent."""
     try:
         quota, period = path.read_text(encoding="ascii").split()[:2]
@@ -136,12 +136,15 @@ def _text(found: dict[str, Any]) -> str:
         "settings",
     ]
     for setting in found["settings"]:
-        value = "unset" if setting["value"] in (None, "") else str(_plain(setting["value"]))
-        state = "set" if setting["set"] else "default"
+        value, state = _value_text(setting["value"]), "set" if setting["set"] else "default"
+        if setting["set"] and setting["value"] is None:
+            value = "not allowed"
         lines.append(f"  {setting['name']:<24} {value:<12} ({state})  {setting['help']}")
     lines += [f"  {name} is set, but there is no such setting" for name in found["unknown_settings"]]
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, bool) else value
+def _value_text(value: Any) -> str:
+    if value in (None, ""):
+        return "unset"
+    return str(int(value) if isinstance(value, bool) else value)

@@ -6,8 +6,8 @@ from typing import Any
 
 from convserve.errors import ModelError
 from convserve.graph.ir import Graph, Node, Volume
-from convserve.graph.ops import OPS, explicit_pads, infer_volumes, weight_shape
-from convserve.graph.receptive import clean_intervals, receptive_fields
+from convserve.graph.ops import OPS, explicit_pads, infer_volumes, weight_shape, windows
+from convserve.graph.receptive import Field, clean_intervals, receptive_fields
 from convserve.plan.report import mebibytes
 
 __all__ = ["Description", "LayerDescription", "describe"]
@@ -208,7 +208,7 @@ def describe(graph: Graph, *, name: str = "") -> Description:
             stride=(vertical.jump, horizontal.jump),
             offset=(vertical.offset, horizontal.offset),
             padded=(top, left, (volume.height or 0) - bottom, (volume.width or 0) - right),
-            slides=node is None or _slides(node, vertical.jump, horizontal.jump),
+            slides=node is None or _slides(node, ins, fields),
         )
 
     layers = {graph.input_name: layer(None, graph.input_name)}
@@ -216,8 +216,12 @@ def describe(graph: Graph, *, name: str = "") -> Description:
     return Description(name or graph.name, tuple(layers.values()), layers[graph.outputs[0].tensor])
 
 
-def _slides(node: Node, *jumps: int) -> bool:
-    return OPS[node.op].slides and 0 not in jumps
+def _slides(node: Node, ins: list[Volume], fields: dict[str, tuple[Field, Field]]) -> bool:
+    jumps: set[Pair] = set()
+    for number, tensor in enumerate(node.inputs):
+        vertical, horizontal = windows(node, number, ins)
+        jumps.add((fields[tensor][0].jump * vertical.stride, fields[tensor][1].jump * horizontal.stride))
+    return OPS[node.op].slides and len(jumps) == 1 and 0 not in jumps.pop()
 
 
 def _parameters(node: Node) -> tuple[int, int]:
