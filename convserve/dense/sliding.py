@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from convserve.errors import InputError, ModelError, ShapeError, UnsupportedOpError
 from convserve.graph.ir import Graph
 from convserve.graph.ops import OPS, Window, infer_volumes, windows
+from convserve.graph.receptive import clean_intervals
 from convserve.results import Geometry
 
 __all__ = ["Sliding", "checked_stride", "cropping", "geometry", "sliding"]
-
-Interval = tuple[int, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Sliding:
@@ -121,35 +119,14 @@ def _clipped(window: Window, size: int | None, positions: int | None) -> bool:
     return window.pad_begin > 0 or window.reads(0, positions)[1] > size
 
 
-def _clean(interval: Interval, window: Window, positions: int) -> Interval:
-    # the outputs all of whose taps lie within the interval
-    low, high = interval
-    first = math.ceil((low + window.pad_begin) / window.stride)
-    last = (high - window.extent + window.pad_begin) // window.stride
-    return min(max(first, 0), positions), max(min(last + 1, positions), 0)
-
-
 def ring(graph: Graph, height: int, width: int, rows: int, cols: int) -> tuple[int, int, int, int]:
     """Return (top, left, bottom, right): score positions at each side that see the image's own padding.
 
-    Receptive-field algebra: per tensor, the interval of rows (columns) whose receptive field lies inside the image.
+    They are the ones outside the rows and columns that receptive-field algebra finds clean.
     """
-    volumes = infer_volumes(graph, height, width)
-    clean: dict[str, tuple[Interval, Interval]] = {graph.input_name: ((0, height), (0, width))}
-    for node in graph.nodes:
-        ins, out = [volumes[tensor] for tensor in node.inputs], volumes[node.output]
-        assert out.height is not None
-        assert out.width is not None
-        low_y, low_x, high_y, high_x = 0, 0, out.height, out.width
-        for number, tensor in enumerate(node.inputs):
-            vertical, horizontal = windows(node, number, ins)
-            along_y = _clean(clean[tensor][0], vertical, out.height)
-            along_x = _clean(clean[tensor][1], horizontal, out.width)
-            low_y, high_y = max(low_y, along_y[0]), min(high_y, along_y[1])
-            low_x, high_x = max(low_x, along_x[0]), min(high_x, along_x[1])
-        clean[node.output] = (low_y, high_y), (low_x, high_x)
+    clean = clean_intervals(graph, infer_volumes(graph, height, width))
     (top, bottom), (left, right) = clean[graph.outputs[0].tensor]
-    return min(top, rows), min(left, cols), rows - min(max(bottom, 0), rows), cols - min(max(right, 0), cols)
+    return min(top, rows), min(left, cols), rows - min(bottom, rows), cols - min(right, cols)
 
 
 def geometry(
