@@ -26,8 +26,9 @@ def vgg16() -> onnx.ModelProto:
     def weighted(op: str, name: str, shape: tuple[int, ...], **attributes: object) -> None:
         nonlocal tensor
         scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        bias = random.standard_normal(shape[0], np.float32) * np.float32(0.1)
         weights.append(numpy_helper.from_array(random.standard_normal(shape, np.float32) * scale, f"{name}_w"))
-        weights.append(numpy_helper.from_array(random.standard_normal(shape[0], np.float32) * np.float32(0.1), f"{name}_b"))
+        weights.append(numpy_helper.from_array(bias, f"{name}_b"))
         nodes.append(helper.make_node(op, [tensor, f"{name}_w", f"{name}_b"], [name], name=name, **attributes))
         tensor = name
 
