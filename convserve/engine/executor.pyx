@@ -28,6 +28,20 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
 
 
+cdef extern from "<time.h>" nogil:
+    ctypedef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec *)
+    int CLOCK_MONOTONIC
+
+
+cdef inline int64_t nanoseconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
 cdef class Memory:
     """Anonymous mapped memory of a fixed number of bytes, given back to the system when it is closed or dropped."""
 
@@ -67,6 +81,7 @@ cdef struct Walk:
     int stop[2]     # thread 0 decides before a barrier, all read after it; by the barrier's parity
     int64_t last_begin, last_end, last_sink
     int64_t rows_needed
+    int64_t *spent   # nanoseconds of thread 0 by operation, or NULL
 
 
 cdef void run_step(Walk *w, const Step *step, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
@@ -91,7 +106,7 @@ cdef void walk(void *arg, int64_t thread) noexcept nogil:
     cdef int parity = 0, status = 0
     cdef bint stopped = False
     cdef const Step *step
-    cdef int64_t begin, end
+    cdef int64_t begin, end, since = 0
     while block < w.block_count and not stopped:
         while number < w.blocks[block].count and not stopped:
             step = w.steps + w.blocks[block].first + number
@@ -102,6 +117,8 @@ cdef void walk(void *arg, int64_t thread) noexcept nogil:
                 if thread == 0:
                     w.rows_needed = end
                 break
+            if w.spent != NULL and thread == 0:
+                since = nanoseconds()
             if thread == 0 or not step.solo:
                 run_step(w, step, begin, end, thread)
             number += 1
@@ -114,6 +131,8 @@ cdef void walk(void *arg, int64_t thread) noexcept nogil:
                     status = 3
                     stopped = True
                 parity ^= 1
+            if w.spent != NULL and thread == 0 and step.kind != ZERO_STEP and step.kind != POISON_STEP:
+                w.spent[step.index] += nanoseconds() - since
             if step.kind == WRITE_STEP and w.pause_after_write and not stopped:
                 if thread == 0:
                     w.last_sink = w.ops[step.index].size
@@ -182,6 +201,7 @@ cdef class Execution:
 
     def __dealloc__(self):
         free(self.sinks)
+        free(self.walk.spent)
 
     def set_source(self, rows, *, begin: int = 0, table=None, channel_of=(0, 1, 2, 3)) -> None:
         """Let the image's rows from `begin` on come from an array (images, rows, width, channels), any strides.
@@ -253,9 +273,21 @@ cdef class Execution:
         """Make a running or the next advance() stop after its step; it then returns CANCELLED."""
         self.walk.cancelled = 1
 
-    def advance(self, *, pause_after_write: bool = False) -> int:
-        """Run steps, without the GIL, until the run is done or has to be left, and return which of the four it is."""
+    def seconds_of_operations(self) -> list:
+        """Return the seconds that the steps of each operation took so far, barriers included, in timed advances."""
+        count = len(self.executor.plan.program.operations)
+        return [self.walk.spent[index] * 1e-9 if self.walk.spent != NULL else 0.0 for index in range(count)]
+
+    def advance(self, *, pause_after_write: bool = False, timed: bool = False) -> int:
+        """Run steps, without the GIL, until the run is done or has to be left, and return which of the four it is.
+
+        timed: count the time of every operation (seconds_of_operations), at two clock readings a step.
+        """
         cdef int64_t took
+        if timed and self.walk.spent == NULL:
+            self.walk.spent = <int64_t *> calloc(len(self.executor.plan.program.operations), sizeof(int64_t))
+            if self.walk.spent == NULL:
+                raise MemoryBudgetError("the operating system refused memory for a run")
         self.walk.pause_after_write = pause_after_write
         with nogil:
             took = run_region(walk, &self.walk, self.walk.run.threads)
