@@ -29,7 +29,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 
 cdef extern from "<time.h>" nogil:
-    ctypedef struct timespec:
+    struct timespec:
         long tv_sec
         long tv_nsec
     int clock_gettime(int, timespec *)
