@@ -24,12 +24,13 @@ WRITTEN = sorted(
     if not path.name.endswith(GENERATED) and ".venv" not in path.parts
 )
 
-# Each room may import itself, those in its row, and nothing else of ours. errors, settings and results lie under all.
-GROUND = {"errors", "settings", "results"}
+# Each room may import itself, those in its row, and nothing else of ours. The ground lies under all.
+GROUND = {"errors", "settings", "results", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
     "results": {"errors"},
+    "progress": set(),
     "wire": GROUND,
     "kernels": GROUND,
     "graph": GROUND,

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from convserve.dense.sliding import Sliding, checked_stride, cropping, geometry, sliding
 from convserve.dense.stream import ScoreStream
@@ -14,6 +12,7 @@ from convserve.engine.engine import Engine
 from convserve.engine.source import ImageRows
 from convserve.errors import InputError
 from convserve.plan.plan import Layout
+from convserve.progress import ProgressBar
 from convserve.results import Geometry, ScoreMap, SizedPlan
 
 __all__ = ["METHODS", "open_stream", "score_map"]
@@ -63,7 +62,8 @@ def score_map(
     """Return the scores of the engine's only output at every window position of the image.
 
     method: "auto" and "dense" slide the network, a finer stride by shifted passes; "crops" runs every crop.
-    progress: show a bar on stderr. Raises InputError, ShapeError, UnsupportedOpError, MemoryBudgetError.
+    progress: show a bar on stderr if it takes longer than a second.
+    Raises InputError, ShapeError, UnsupportedOpError, MemoryBudgetError.
     """
     if method not in METHODS:
         raise InputError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
@@ -84,10 +84,9 @@ def score_map(
         ]
         plan = streams[0][0].plan
         total, work = sum(stream.geometry.rows for stream, _ in streams), _score_passes(streams, slide, steps)
-    with Progress(transient=True, disable=not progress, console=Console(stderr=True)) as bar:
-        task = bar.add_task("rows of scores", total=total)
+    with ProgressBar("rows of scores", total=total, enabled=progress) as bar:
         for rows in work:
-            bar.advance(task, rows)
+            bar.advance(rows)
     return ScoreMap.over(place, scores, plan=plan, seconds=time.perf_counter() - start)
 
 
