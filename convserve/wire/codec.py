@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ __all__ = [
     "classes_from_message",
     "classes_to_message",
     "classification_to_message",
+    "completed_geometry",
+    "completion_to_message",
     "geometry_from_message",
     "geometry_to_message",
     "image_from_message",
@@ -62,7 +65,7 @@ def tensor_to_array(tensor: pb.Tensor) -> np.ndarray:
     is not the shape's; InputError for an unknown layout.
     """
     if tensor.layout not in _LAYOUTS:
-        raise InputError(f"tensor layout {tensor.layout} is unknown; allowed are UINT8_HWC and FP32_NCHW")
+        raise InputError(f"the tensor's layout is {tensor.layout}; allowed: UINT8_HWC, FP32_NCHW")
     dtype, axes, names = _LAYOUTS[tensor.layout]
     if len(tensor.shape) != axes:
         raise ShapeError(f"a {pb.Layout.Name(tensor.layout)} tensor has axes ({names}), but {len(tensor.shape)} came")
@@ -133,8 +136,7 @@ def predictions_from_message(message: pb.Classification) -> list[Prediction]:
 
 
 def geometry_to_message(geometry: Geometry, plan: SizedPlan, *, model: str) -> pb.Geometry:
-    """Return the message that opens a score map's stream."""
-    top, left, bottom, right = geometry.ring
+    """Return the message that opens a score map's stream; rows 0 says that the height is not known."""
     return pb.Geometry(
         model=model,
         rows=geometry.rows,
@@ -145,15 +147,34 @@ def geometry_to_message(geometry: Geometry, plan: SizedPlan, *, model: str) -> p
         window=_extent(geometry.window),
         offset=_extent(geometry.offset),
         exactness=_EXACTNESS[geometry.exactness],
-        ring=pb.Ring(top=top, left=left, bottom=bottom, right=right),
+        ring=_ring(geometry),
         plan=plan_to_message(plan),
+    )
+
+
+def completion_to_message(
+    geometry: Geometry, plan: SizedPlan, *, seconds: float, measured_bytes: int
+) -> pb.Completion:
+    """Return the message that ends a score map's stream, with the geometry of the image as it came."""
+    return pb.Completion(
+        seconds=seconds,
+        rows=geometry.rows,
+        exactness=_EXACTNESS[geometry.exactness],
+        ring=_ring(geometry),
+        plan=plan_to_message(plan),
+        measured_bytes=measured_bytes,
+    )
+
+
+def completed_geometry(geometry: Geometry, message: pb.Completion) -> Geometry:
+    """Return a geometry whose rows, exactness and ring are those that a completion tells."""
+    return replace(
+        geometry, rows=message.rows, exactness=_exactness_name(message.exactness), ring=_ring_sides(message.ring)
     )
 
 
 def geometry_from_message(message: pb.Geometry) -> Geometry:
     """Return a score map's geometry; RemoteError where the server sent an exactness that nobody knows."""
-    if message.exactness not in _EXACTNESS_NAMES:
-        raise RemoteError(f"the server sent the exactness {message.exactness}, which this client does not know")
     return Geometry(
         rows=message.rows,
         cols=message.cols,
@@ -162,8 +183,8 @@ def geometry_from_message(message: pb.Geometry) -> Geometry:
         stride=(message.stride.vertical, message.stride.horizontal),
         window=(message.window.vertical, message.window.horizontal),
         offset=(message.offset.vertical, message.offset.horizontal),
-        exactness=_EXACTNESS_NAMES[message.exactness],
-        ring=(message.ring.top, message.ring.left, message.ring.bottom, message.ring.right),
+        exactness=_exactness_name(message.exactness),
+        ring=_ring_sides(message.ring),
     )
 
 
@@ -179,10 +200,10 @@ def rows_to_messages(first_row: int, scores: np.ndarray) -> Iterator[pb.ScoreRow
 def rows_from_message(message: pb.ScoreRows, geometry: Geometry) -> np.ndarray:
     """Return the scores of a message, a read-only float32 (rows, cols, classes) view of its bytes.
 
-    Raises RemoteError where rows or byte count do not fit the geometry.
+    geometry.rows 0 stands for any number. Raises RemoteError where rows or byte count do not fit the geometry.
     """
     shape = (message.rows, geometry.cols, len(geometry.classes))
-    if message.first_row + message.rows > geometry.rows:
+    if geometry.rows and message.first_row + message.rows > geometry.rows:
         raise RemoteError(
             f"the server sent score rows {message.first_row} to {message.first_row + message.rows} of {geometry.rows}"
         )
@@ -194,3 +215,18 @@ def rows_from_message(message: pb.ScoreRows, geometry: Geometry) -> np.ndarray:
 
 def _extent(pair: tuple[int, int]) -> pb.Extent:
     return pb.Extent(vertical=pair[0], horizontal=pair[1])
+
+
+def _ring(geometry: Geometry) -> pb.Ring:
+    top, left, bottom, right = geometry.ring
+    return pb.Ring(top=top, left=left, bottom=bottom, right=right)
+
+
+def _ring_sides(ring: pb.Ring) -> tuple[int, int, int, int]:
+    return ring.top, ring.left, ring.bottom, ring.right
+
+
+def _exactness_name(number: int) -> str:
+    if number not in _EXACTNESS_NAMES:
+        raise RemoteError(f"the server sent the exactness {number}, which this client does not know")
+    return _EXACTNESS_NAMES[number]
