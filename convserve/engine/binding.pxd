@@ -14,8 +14,7 @@ cdef enum StepKind:
 
 cdef struct Step:
     StepKind kind
-    bint solo         # too small to share: thread 0 does it, and the others need not wait before the next shared one
-    bint meet         # a barrier follows
+    int64_t parts     # shares that it is offered in
     RowKernel kernel
     int64_t index     # an operation, or for ZERO_STEP and POISON_STEP a ring
     int64_t begin

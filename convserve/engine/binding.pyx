@@ -4,7 +4,7 @@ import numpy as np
 
 from convserve.errors import MemoryBudgetError, UnsupportedOpError
 from convserve.formats.packing import is_depthwise
-from convserve.plan.cost import SOLO_S, row_seconds
+from convserve.plan.cost import parts_of, row_seconds
 from convserve.plan.plan import packs_windows
 
 from libc.stdint cimport int64_t, uintptr_t
@@ -125,7 +125,7 @@ cdef class Executor:
         return 0
 
     cdef int _bind_steps(self, plan) except -1:
-        cdef int64_t number = 0, block_number
+        cdef int64_t number = 0
         cdef Step *step
         kinds = {"Read": READ_STEP, "Write": WRITE_STEP, "Zero": ZERO_STEP, "Poison": POISON_STEP}
         self.block_count = len(plan.blocks)
@@ -141,13 +141,6 @@ cdef class Executor:
                     depthwise = operation.node is not None and is_depthwise(operation.node)
                     step.kernel = kernel_of(planned.kind, depthwise)
                     seconds = row_seconds(operation, plan.program) * (planned.end - planned.begin) * plan.images
-                    step.solo = seconds < SOLO_S
-                else:
-                    step.solo = True
+                    step.parts = parts_of(seconds, plan.threads)
                 number += 1
-        # a block may come again or be followed by any other, so its last step always ends in a barrier
-        for number in range(number):
-            self.steps[number].meet = not (self.steps[number].solo and self.steps[number + 1].solo)
-        for block_number in range(self.block_count):
-            self.steps[self.blocks[block_number].first + self.blocks[block_number].count - 1].meet = True
         return 0

@@ -11,23 +11,44 @@ import numpy as np
 
 from convserve import settings
 from convserve.engine.binding import Executor
-from convserve.engine.executor import Execution, Memory
+from convserve.engine.executor import CANCELLED, Execution, Memory
 from convserve.engine.source import ImageRows
 from convserve.engine.team import thread_count
-from convserve.errors import MemoryBudgetError
+from convserve.errors import MemoryBudgetError, RunCancelled
 from convserve.graph.ir import Graph
 from convserve.graph.ops import infer_volumes
 from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
 from convserve.plan.plan import Layout, Plan, make_plan
 
-__all__ = ["Engine"]
+__all__ = ["Cancellation", "Engine"]
 
 PLANS_KEPT = 16
 IDLE_BYTES = 16 << 20
 # A batch runs in groups whose arena stays below this, since larger ones gain no more speed.
 BATCH_ARENA_BYTES = 64 << 20
 MOST_IMAGES = 256
+
+
+class Cancellation:
+    """Ends a run from another thread: cancel() stops it after the step in work, or before it began."""
+
+    def __init__(self) -> None:
+        self._cancelled = False
+        self._run: Execution | None = None
+
+    def watch(self, run: Execution | None) -> None:
+        """Have cancel() reach this run from now on."""
+        self._run = run
+        if self._cancelled and run is not None:
+            run.cancel()
+
+    def cancel(self) -> None:
+        """End the run, and those that follow it."""
+        self._cancelled = True
+        run = self._run
+        if run is not None:
+            run.cancel()
 
 
 class Engine:
@@ -132,8 +153,12 @@ class Engine:
         finally:
             self._give(memory)
 
-    def run(self, image: ImageRows) -> dict[str, np.ndarray]:
-        """Return each output for the images, float32 (N, C, H, W), by name; large batches run in groups."""
+    def run(self, image: ImageRows, *, cancellation: Cancellation | None = None) -> dict[str, np.ndarray]:
+        """Return each output for the images, float32 (N, C, H, W), by name; large batches run in groups.
+
+        Raises RunCancelled where cancellation ended the run.
+        """
+        cancellation = cancellation or Cancellation()
         volumes = infer_volumes(self.graph, image.height, image.width)
         results = {}
         for output in self.graph.outputs:
@@ -149,7 +174,12 @@ class Engine:
                 run.set_source(group, table=image.table, channel_of=image.channel_of)
                 for number, output in enumerate(self.graph.outputs):
                     run.set_sink(number, results[output.name][first : first + at_once].transpose(0, 2, 3, 1))
-                run.advance()
+                cancellation.watch(run)
+                try:
+                    if run.advance() == CANCELLED:
+                        raise RunCancelled(f"the run was cancelled after {first} of {image.count} images")
+                finally:
+                    cancellation.watch(None)
         return results
 
     def _images_at_once(self, image: ImageRows) -> int:

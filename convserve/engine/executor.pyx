@@ -10,9 +10,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from convserve.engine.binding cimport POISON_STEP, READ_STEP, WRITE_STEP, ZERO_STEP, Block, Executor, Step
-from convserve.engine.team cimport barrier, run_region
+from convserve.engine.team cimport give_team, run_parts, take_team
 from convserve.kernels.elementwise cimport poison_rows, zero_padding
-from convserve.kernels.rows cimport Op, Ring, Run, Sink, Source
+from convserve.kernels.rows cimport Op, Ring, Run, Share, Sink, Source
 
 __all__ = ["CANCELLED", "DONE", "NEEDS_ROWS", "WROTE_ROWS", "Execution", "Memory"]
 
@@ -67,88 +67,69 @@ cdef class Memory:
 
 
 cdef struct Walk:
-    # One run's place in the steps, and what the threads tell one another.
+    # One run's place in the steps.
     Run run
     const Op *ops
     const Step *steps
     const Block *blocks
     int64_t block_count
-    int64_t block, repeat, step                  # where this stretch begins
-    int64_t next_block, next_repeat, next_step   # and where it ended; a thread may start when others are through
+    int64_t block, repeat, step
+    const Step *now        # the step in work, and its rows
+    int64_t begin, end
     int pause_after_write
-    int status
     int cancelled
-    int stop[2]     # thread 0 decides before a barrier, all read after it; by the barrier's parity
     int64_t last_begin, last_end, last_sink
     int64_t rows_needed
-    int64_t *spent   # nanoseconds of thread 0 by operation, or NULL
+    int64_t *spent   # nanoseconds by operation, or NULL
 
 
-cdef void run_step(Walk *w, const Step *step, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
-    # alone, a thread does the shares of all
-    cdef int64_t part
-    if step.kind == ZERO_STEP:
-        zero_padding(w.run.rings + step.index, w.run.images)
-    elif step.kind == POISON_STEP:
-        poison_rows(w.run.rings + step.index, w.run.images, begin, end)
-    elif step.solo:
-        for part in range(w.run.threads):
-            step.kernel(w.ops + step.index, &w.run, begin, end, part)
-    else:
-        step.kernel(w.ops + step.index, &w.run, begin, end, thread)
-
-
-cdef void walk(void *arg, int64_t thread) noexcept nogil:
-    """Run steps from where the run was left until it has to be left again; every thread goes the same way."""
+cdef void do_share(void *arg, int64_t part, int64_t parts, int64_t thread) noexcept nogil:
     cdef Walk *w = <Walk *> arg
-    cdef int64_t block = w.block, repeat = w.repeat, number = w.step
-    cdef int64_t threads = w.run.threads
-    cdef int parity = 0, status = 0
-    cdef bint stopped = False
+    cdef Share share = Share(w.begin, w.end, part, parts, thread)
+    w.now.kernel(w.ops + w.now.index, &w.run, &share)
+
+
+cdef int walk(Walk *w) noexcept nogil:
+    """Run steps from where the run was left until it has to be left again; return why."""
     cdef const Step *step
-    cdef int64_t begin, end, since = 0
-    while block < w.block_count and not stopped:
-        while number < w.blocks[block].count and not stopped:
-            step = w.steps + w.blocks[block].first + number
-            begin = step.begin + repeat * step.advance
-            end = step.end + repeat * step.advance
-            if step.kind == READ_STEP and end > w.run.source.end:
-                status = 1
-                if thread == 0:
-                    w.rows_needed = end
-                break
-            if w.spent != NULL and thread == 0:
-                since = nanoseconds()
-            if thread == 0 or not step.solo:
-                run_step(w, step, begin, end, thread)
-            number += 1
-            if step.meet:
-                if thread == 0:
-                    w.stop[parity] = w.cancelled
-                if threads > 1:
-                    barrier(threads)
-                if w.stop[parity]:
-                    status = 3
-                    stopped = True
-                parity ^= 1
-            if w.spent != NULL and thread == 0 and step.kind != ZERO_STEP and step.kind != POISON_STEP:
+    cdef int64_t since = 0
+    while w.block < w.block_count:
+        step = w.steps + w.blocks[w.block].first + w.step
+        w.begin = step.begin + w.repeat * step.advance
+        w.end = step.end + w.repeat * step.advance
+        if step.kind == READ_STEP and w.end > w.run.source.end:
+            w.rows_needed = w.end
+            return 1
+        if step.kind == READ_STEP and w.begin < w.run.source.begin:
+            return 4
+        if w.spent != NULL:
+            since = nanoseconds()
+        if step.kind == ZERO_STEP:
+            zero_padding(w.run.rings + step.index, w.run.images)
+        elif step.kind == POISON_STEP:
+            poison_rows(w.run.rings + step.index, w.run.images, w.begin, w.end)
+        else:
+            w.now = step
+            if step.parts == 1:
+                do_share(w, 0, 1, 0)
+            else:
+                run_parts(do_share, w, step.parts, w.run.threads)
+            if w.spent != NULL:
                 w.spent[step.index] += nanoseconds() - since
-            if step.kind == WRITE_STEP and w.pause_after_write and not stopped:
-                if thread == 0:
-                    w.last_sink = w.ops[step.index].size
-                    w.last_begin, w.last_end = begin, end
-                status = 2
-                stopped = True
-        if status == 1:
-            break
-        if number == w.blocks[block].count:
-            number = 0
-            repeat += 1
-            if repeat == w.blocks[block].repeats:
-                repeat = 0
-                block += 1
-    if thread == 0:
-        w.next_block, w.next_repeat, w.next_step, w.status = block, repeat, number, status
+        w.step += 1
+        if w.step == w.blocks[w.block].count:
+            w.step = 0
+            w.repeat += 1
+            if w.repeat == w.blocks[w.block].repeats:
+                w.repeat = 0
+                w.block += 1
+        if w.cancelled:
+            return 3
+        if step.kind == WRITE_STEP and w.pause_after_write:
+            w.last_sink = w.ops[step.index].size
+            w.last_begin, w.last_end = w.begin, w.end
+            return 2
+    return 0
 
 
 cdef class Execution:
@@ -283,16 +264,23 @@ cdef class Execution:
 
         timed: count the time of every operation (seconds_of_operations), at two clock readings a step.
         """
-        cdef int64_t took
+        cdef int status
+        cdef int64_t threads = self.walk.run.threads
+        cdef bint taken = True
         if timed and self.walk.spent == NULL:
             self.walk.spent = <int64_t *> calloc(len(self.executor.plan.program.operations), sizeof(int64_t))
             if self.walk.spent == NULL:
                 raise MemoryBudgetError("the operating system refused memory for a run")
         self.walk.pause_after_write = pause_after_write
         with nogil:
-            took = run_region(walk, &self.walk, self.walk.run.threads)
-        if took == 0:
-            raise MemoryBudgetError(f"the operating system refused {self.walk.run.threads} threads for a run")
-        self.walk.block, self.walk.repeat = self.walk.next_block, self.walk.next_repeat
-        self.walk.step = self.walk.next_step
-        return self.walk.status
+            if threads > 1:
+                taken = take_team(threads)
+            if taken:
+                status = walk(&self.walk)
+                if threads > 1:
+                    give_team()
+        if not taken:
+            raise MemoryBudgetError(f"the operating system refused {threads} threads for a run")
+        if status == 4:
+            raise ValueError(f"image row {self.walk.begin} is needed; the source begins behind it")
+        return status

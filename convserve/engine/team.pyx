@@ -1,4 +1,4 @@
-"""One team of threads for the process: started when first needed, asleep while idle, one parallel region at a time."""
+"""One team of threads for the process: started when first needed, asleep while idle, helping one run at a time."""
 
 import os
 
@@ -26,12 +26,18 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int getpid()
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from * nogil:
     """
     static inline long cs_get(long *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void cs_set(long *p, long v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
-    static inline long cs_increment(long *p) { return __atomic_add_fetch(p, 1, __ATOMIC_SEQ_CST); }
-    static inline void cs_decrement(long *p) { __atomic_sub_fetch(p, 1, __ATOMIC_SEQ_CST); }
+    static inline void cs_add(long *p, long v) { __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST); }
+    static inline int cs_swap(long *p, long before, long after)
+    {
+        return __atomic_compare_exchange_n(p, &before, after, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
     #if defined(__x86_64__)
     #define cs_pause() __builtin_ia32_pause()
     #else
@@ -40,130 +46,125 @@ cdef extern from * nogil:
     """
     long cs_get(long *)
     void cs_set(long *, long)
-    long cs_increment(long *)
-    void cs_decrement(long *)
+    void cs_add(long *, long)
+    int cs_swap(long *, long, long)
     void cs_pause()
 
-cdef struct Gate:
-    # A counter that threads wait for: a short spin, then sleep, since a stolen processor makes spinning costly.
-    long value
-    long sleepers
-    pthread_mutex_t mutex
-    pthread_cond_t opened
+cdef struct Call:
+    # Work that is offered in parts to whoever has time.
+    Task task
+    void *arg
+    long parts
+    long threads   # threads with a lower number may help
+    long done      # parts that are finished
 
 cdef enum:
     MOST_THREADS = 256
-    SPINS = 2000
+    CALLS = 8
+    PART_BITS = 20
+    SPINS = 2000     # pauses before an idle thread sleeps: some tens of microseconds
+    PATIENCE = 200   # pauses before a waiting thread lets another one run
 
-cdef Gate posted       # regions given to the workers
-cdef Gate passed       # barriers that all threads have reached
-cdef Gate ended        # regions that all workers have come out of
-cdef long arrived = 0
-cdef long finished = 0
-cdef long born[256]    # what `posted` was when a worker was made
-cdef pthread_mutex_t one_region
-cdef Region region_now = NULL
-cdef void *region_arg = NULL
-cdef int64_t region_threads = 0
+# The number of the latest call and the next of its parts in one word: who raises the word by one owns that part,
+# and a call whose parts are not all done is never replaced. So a late thread finds nothing to do, and nobody
+# waits for a thread that the system has put aside before it took a part.
+cdef long offered = 0
+cdef Call calls[8]
+cdef long sleepers = 0
+cdef pthread_mutex_t sleep_lock
+cdef pthread_cond_t woken
+cdef pthread_mutex_t one_run
 cdef int64_t workers = 0
 cdef int team_pid = 0
 
 
-cdef void init_gate(Gate *gate) noexcept nogil:
-    gate.value = 0
-    gate.sleepers = 0
-    pthread_mutex_init(&gate.mutex, NULL)
-    pthread_cond_init(&gate.opened, NULL)
-
-
-cdef void open_gate(Gate *gate) noexcept nogil:
-    cs_increment(&gate.value)
-    if cs_get(&gate.sleepers):
-        pthread_mutex_lock(&gate.mutex)
-        pthread_cond_broadcast(&gate.opened)
-        pthread_mutex_unlock(&gate.mutex)
-
-
-cdef void wait_behind(Gate *gate, long value) noexcept nogil:
-    """Return once the gate's value is another than the given one."""
-    cdef int _spin
-    for _spin in range(SPINS):
-        if cs_get(&gate.value) != value:
-            return
-        cs_pause()
-    pthread_mutex_lock(&gate.mutex)
-    cs_increment(&gate.sleepers)
-    while cs_get(&gate.value) == value:
-        pthread_cond_wait(&gate.opened, &gate.mutex)
-    cs_decrement(&gate.sleepers)
-    pthread_mutex_unlock(&gate.mutex)
-
-
-cdef void barrier(int64_t threads) noexcept nogil:
-    """Wait until all threads of the region are here; what each wrote before, all see after."""
-    global arrived
-    cdef long value = cs_get(&passed.value)
-    if cs_increment(&arrived) == threads:
-        cs_set(&arrived, 0)
-        open_gate(&passed)
-    else:
-        wait_behind(&passed, value)
+cdef bint do_part(int64_t thread) noexcept nogil:
+    """Take one part of the latest call and do it; False where none is left for this thread."""
+    cdef long word = cs_get(&offered)
+    cdef Call *call = calls + ((word >> PART_BITS) & (CALLS - 1))
+    cdef long part = word & ((1 << PART_BITS) - 1)
+    cdef long parts = call.parts
+    if part >= parts or thread >= call.threads:
+        return False
+    if cs_swap(&offered, word, word + 1):
+        call.task(call.arg, part, parts, thread)
+        cs_add(&call.done, 1)
+    return True
 
 
 cdef void *work(void *number) noexcept nogil:
     cdef int64_t thread = <int64_t> number
-    cdef long seen = born[thread]
+    cdef int spins = 0
+    cdef long word
     while True:
-        wait_behind(&posted, seen)
-        seen += 1   # nothing more is posted before all workers have come to the end below
-        if thread < region_threads:
-            region_now(region_arg, thread)
-        if cs_increment(&finished) == workers:
-            open_gate(&ended)
+        if do_part(thread):
+            spins = 0
+            continue
+        spins += 1
+        if spins < SPINS:
+            cs_pause()
+            continue
+        word = cs_get(&offered) >> PART_BITS
+        pthread_mutex_lock(&sleep_lock)
+        cs_add(&sleepers, 1)
+        while cs_get(&offered) >> PART_BITS == word:
+            pthread_cond_wait(&woken, &sleep_lock)
+        cs_add(&sleepers, -1)
+        pthread_mutex_unlock(&sleep_lock)
+        spins = 0
 
 
-cdef void start_team() noexcept nogil:
-    global arrived, workers, team_pid
-    init_gate(&posted)
-    init_gate(&passed)
-    init_gate(&ended)
-    arrived = 0
-    workers = 0
-    team_pid = getpid()
-
-
-cdef int64_t run_region(Region region, void *arg, int64_t threads) noexcept nogil:
-    """Call region(arg, 0 .. threads-1) in parallel and return once all have come back.
-
-    Regions from several callers run one after another; a region of one thread runs in its caller, beside
-    the others. Returns 0 without calling anything where the system gives no more threads.
-    """
-    global region_now, region_arg, region_threads, workers
+cdef bint take_team(int64_t threads) noexcept nogil:
+    """Wait for the team, and let it have at least this many threads, the caller among them; False where it cannot."""
+    global workers, team_pid, sleepers, offered
     cdef pthread_t handle
-    cdef long value
-    if threads <= 1:
-        region(arg, 0)
-        return 1
-    pthread_mutex_lock(&one_region)
+    pthread_mutex_lock(&one_run)
     if team_pid != getpid():   # after a fork the workers are gone
-        start_team()
+        pthread_mutex_init(&sleep_lock, NULL)
+        pthread_cond_init(&woken, NULL)
+        sleepers = 0
+        workers = 0
+        team_pid = getpid()
     while workers < threads - 1:
-        born[workers + 1] = cs_get(&posted.value)
         if workers + 1 >= MOST_THREADS or pthread_create(&handle, NULL, work, <void *> (workers + 1)):
-            pthread_mutex_unlock(&one_region)
-            return 0
+            pthread_mutex_unlock(&one_run)
+            return False
         pthread_detach(handle)
         workers += 1
-    region_now = region
-    region_arg = arg
-    region_threads = threads
-    cs_set(&finished, 0)
-    value = cs_get(&ended.value)
-    open_gate(&posted)
-    region(arg, 0)
-    wait_behind(&ended, value)
-    pthread_mutex_unlock(&one_region)
-    return threads
+    return True
+
+
+cdef void give_team() noexcept nogil:
+    """Let the next run have the team."""
+    pthread_mutex_unlock(&one_run)
+
+
+cdef void run_parts(Task task, void *arg, int64_t parts, int64_t threads) noexcept nogil:
+    """Call task(arg, part, parts, thread) once for each part, on the threads that have time; return when all are done.
+
+    The caller is thread 0 and has the team; parts are at most 2^20.
+    """
+    cdef long number = (cs_get(&offered) >> PART_BITS) + 1
+    cdef Call *call = calls + (number & (CALLS - 1))
+    cdef int spins = 0
+    call.task = task
+    call.arg = arg
+    call.parts = parts
+    call.threads = threads
+    cs_set(&call.done, 0)
+    cs_set(&offered, number << PART_BITS)
+    if cs_get(&sleepers):
+        pthread_mutex_lock(&sleep_lock)
+        pthread_cond_broadcast(&woken)
+        pthread_mutex_unlock(&sleep_lock)
+    while do_part(0):
+        pass
+    while cs_get(&call.done) != parts:
+        spins += 1
+        if spins % PATIENCE:
+            cs_pause()
+        else:
+            sched_yield()
 
 
 def available_threads() -> int:
@@ -184,4 +185,4 @@ def thread_count(asked: int | None = None) -> int:
     return asked or settings.get("THREADS") or available_threads()
 
 
-pthread_mutex_init(&one_region, NULL)
+pthread_mutex_init(&one_run, NULL)

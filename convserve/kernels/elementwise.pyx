@@ -3,14 +3,15 @@
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from convserve.kernels.rows cimport Op, Ring, Run, Sink, Source, ring_row, share
+from convserve.kernels.rows cimport Op, Ring, Run, Share, Sink, Source, part_of, ring_row
 
 
-cdef void pixelwise_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void pixelwise_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of an operation with one input, whose kind is COPY, RELU, AFFINE, SOFTMAX or SHUFFLE.
 
     AFFINE: weights are the scale, bias the shift. SHUFFLE: output channel j*group + g is input channel g*(c/group) + j.
     """
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t rows = end - begin, channels = y.channels
@@ -18,7 +19,7 @@ cdef void pixelwise_rows(const Op *op, const Run *run, int64_t begin, int64_t en
     cdef int64_t depth = channels // op.group
     cdef const float *values
     cdef float *out
-    share(run.images * rows * y.width, thread, run.threads, &first, &last)
+    part_of(run.images * rows * y.width, share, &first, &last)
     for pixel in range(first, last):
         image = pixel // (rows * y.width)
         row = begin + pixel // y.width % rows
@@ -39,11 +40,12 @@ cdef void pixelwise_rows(const Op *op, const Run *run, int64_t begin, int64_t en
                     out[j * op.group + g] = values[g * depth + j]
 
 
-cdef void combine_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void combine_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of the sum (ADD) or product (MUL) of two or more inputs, from the first to the last.
 
     An input of height or width 1 is read at its only row or column everywhere.
     """
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x
     cdef const Ring *y = run.rings + op.output
     cdef int64_t rows = end - begin
@@ -52,7 +54,7 @@ cdef void combine_rows(const Op *op, const Run *run, int64_t begin, int64_t end,
     cdef const float *values
     cdef float *out
     cdef int relu
-    share(run.images * rows * y.width, thread, run.threads, &first, &last)
+    part_of(run.images * rows * y.width, share, &first, &last)
     for pixel in range(first, last):
         image = pixel // (rows * y.width)
         row = begin + pixel // y.width % rows
@@ -73,15 +75,16 @@ cdef void combine_rows(const Op *op, const Run *run, int64_t begin, int64_t end,
             kept = out
 
 
-cdef void flatten_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void flatten_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end): the window at each position in C, H, W order, laid along the channels."""
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t rows = end - begin, area = op.kernel_h * op.kernel_w
     cdef int64_t first, last, pixel, row, column, image, i, j, c
     cdef const float *values
     cdef float *out
-    share(run.images * rows * y.width, thread, run.threads, &first, &last)
+    part_of(run.images * rows * y.width, share, &first, &last)
     for pixel in range(first, last):
         image = pixel // (rows * y.width)
         row = begin + pixel // y.width % rows
@@ -94,8 +97,9 @@ cdef void flatten_rows(const Op *op, const Run *run, int64_t begin, int64_t end,
                     out[c * area + i * op.kernel_w + j] = values[c]
 
 
-cdef void read_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void read_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of the image, from the run's source into the input's ring."""
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *y = run.rings + op.output
     cdef const Source *source = &run.source
     cdef int64_t rows = end - begin
@@ -104,7 +108,7 @@ cdef void read_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
     cdef const char *value
     cdef const float *table
     cdef float *out
-    share(run.images * rows, thread, run.threads, &first, &last)
+    part_of(run.images * rows, share, &first, &last)
     for line in range(first, last):
         image = line // rows
         row = begin + line % rows
@@ -124,8 +128,9 @@ cdef void read_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
                     value += source.pixel_stride
 
 
-cdef void write_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void write_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of an output tensor to its sink, number op.size; what lies beyond the sink is dropped."""
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Sink *sink = run.sinks + op.size
     cdef int64_t rows = min(end, sink.rows) - begin
@@ -133,7 +138,7 @@ cdef void write_rows(const Op *op, const Run *run, int64_t begin, int64_t end, i
     cdef int64_t first, last, line, image, row, c, column
     cdef const float *values
     cdef char *place
-    share(run.images * max(rows, 0), thread, run.threads, &first, &last)
+    part_of(run.images * max(rows, 0), share, &first, &last)
     for line in range(first, last):
         image = line // rows
         row = begin + line % rows

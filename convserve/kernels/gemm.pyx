@@ -9,15 +9,16 @@ from libc.stdint cimport int64_t
 
 from convserve.kernels.dispatch cimport CS_MR_MAX, CS_PANEL, cs_gemm_params
 from convserve.kernels.im2col cimport Indirection, indirection, pack, point, point_pixels
-from convserve.kernels.rows cimport Op, Ring, Run, ring_row, share
+from convserve.kernels.rows cimport Op, Ring, Run, Share, part_of, ring_row
 
 # Weight panels that are gone through for all tiles before the next ones: they stay in the second-level cache.
 cdef int64_t PANEL_GROUP_BYTES = 640 * 1024
 cdef int64_t TAPS = 64
 
 
-cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
-    """Rows [begin, end) of a convolution, for all images; this thread's share of the pixels or of the panels."""
+cdef void conv_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
+    """Rows [begin, end) of a convolution, for all images; one part of the pixels or of the panels."""
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef Indirection form = indirection(op, x)
@@ -29,22 +30,22 @@ cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
     cdef int64_t mr = run.kernels.mr, tile_panels = run.kernels.panels
     cdef int64_t first_pixel = 0, last_pixel = pixels, first_panel = 0, last_panel = panels
     cdef int64_t pairs, input_pixels, at_once, group, tile, tiles, panel, stop, p, pixel, count, after
-    cdef const float **a = <const float **> (run.scratch + thread * run.scratch_pitch)
+    cdef const float **a = <const float **> (run.scratch + share.thread * run.scratch_pitch)
     cdef float *rows = <float *> (a + form.segments * CS_MR_MAX)
     cdef float *c[16]
     cdef float *residual[16]
     cdef cs_gemm_params params
 
     # Reading all weights in every thread costs more than reading all activations there: split the channels.
-    if run.threads > 1:
+    if share.parts > 1:
         pairs = (panels + tile_panels - 1) // tile_panels
         input_pixels = pixels * op.stride_h * op.stride_w // (op.kernel_h * op.kernel_w)
-        if pairs >= run.threads and panels * CS_PANEL > input_pixels:
-            share(pairs, thread, run.threads, &first_panel, &last_panel)
+        if pairs >= share.parts and panels * CS_PANEL > input_pixels:
+            part_of(pairs, share, &first_panel, &last_panel)
             first_panel *= tile_panels
             last_panel = min(panels, last_panel * tile_panels)
         else:
-            share(pixels, thread, run.threads, &first_pixel, &last_pixel)
+            part_of(pixels, share, &first_pixel, &last_pixel)
     if first_pixel == last_pixel or first_panel == last_panel:
         return
 
@@ -85,8 +86,9 @@ cdef void conv_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
             panel = stop
 
 
-cdef void depthwise_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void depthwise_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of a convolution with one filter a channel; weights are (kernel_h * kernel_w, channels)."""
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t pixels_per_image = (end - begin) * y.width
@@ -95,7 +97,7 @@ cdef void depthwise_rows(const Op *op, const Run *run, int64_t begin, int64_t en
     cdef const float *taps[64]
     cdef const float *start
     cdef float *out
-    share(run.images * pixels_per_image, thread, run.threads, &first, &last)
+    part_of(run.images * pixels_per_image, share, &first, &last)
     for pixel in range(first, last):
         image = pixel // pixels_per_image
         within = pixel - image * pixels_per_image

@@ -2,19 +2,20 @@
 
 from libc.stdint cimport int64_t
 
-from convserve.kernels.rows cimport Op, Ring, Run, ring_row, share
+from convserve.kernels.rows cimport Op, Ring, Run, Share, part_of, ring_row
 
 
-cdef void lrn_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void lrn_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end), each pixel by itself."""
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
-    cdef float *squares = <float *> (run.scratch + thread * run.scratch_pitch)
+    cdef float *squares = <float *> (run.scratch + share.thread * run.scratch_pitch)
     cdef int64_t first, last, line, image, row, column
     cdef int64_t rows = end - begin
     cdef const float *values
     cdef float *out
-    share(run.images * rows * y.width, thread, run.threads, &first, &last)
+    part_of(run.images * rows * y.width, share, &first, &last)
     for line in range(first, last):
         image = line // (rows * y.width)
         row = begin + line // y.width % rows

@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t
 
-from convserve.kernels.rows cimport Op, Run
+from convserve.kernels.rows cimport Op, Run, Share
 
-cdef void max_pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil
-cdef void average_pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil
+cdef void max_pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
+cdef void average_pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from convserve.kernels.rows cimport Op, Ring, Run, ring_row, share
+from convserve.kernels.rows cimport Op, Ring, Run, Share, part_of, ring_row
 
 cdef int64_t TAPS = 64
 
@@ -17,8 +17,8 @@ cdef inline int64_t tap_limit(int64_t position, int64_t dilation, int64_t kernel
     return min(kernel, (size - position + dilation - 1) // dilation)
 
 
-cdef void pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread,
-                    bint average) noexcept nogil:
+cdef void pool_rows(const Op *op, const Run *run, const Share *share, bint average) noexcept nogil:
+    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t pixels_per_image = (end - begin) * y.width
@@ -28,7 +28,7 @@ cdef void pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
     cdef const float *taps[64]
     cdef const float *start
     cdef float *out
-    share(run.images * pixels_per_image, thread, run.threads, &first, &last)
+    part_of(run.images * pixels_per_image, share, &first, &last)
     for pixel in range(first, last):
         image = pixel // pixels_per_image
         within = pixel - image * pixels_per_image
@@ -67,11 +67,11 @@ cdef void pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, in
             run.kernels.max_pool(y.channels, count, taps, out, done == 0)
 
 
-cdef void max_pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void max_pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end): the largest value of each window; a NaN in a window comes out."""
-    pool_rows(op, run, begin, end, thread, False)
+    pool_rows(op, run, share, False)
 
 
-cdef void average_pool_rows(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil:
+cdef void average_pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end): the sum of each window in row order, divided by the number of its taps."""
-    pool_rows(op, run, begin, end, thread, True)
+    pool_rows(op, run, share, True)

@@ -69,14 +69,24 @@ cdef struct Run:
     Sink *sinks
 
 
-ctypedef void (*RowKernel)(const Op *op, const Run *run, int64_t begin, int64_t end, int64_t thread) noexcept nogil
+cdef struct Share:
+    # Output rows [begin, end) of one step, of which this is part number `part` of `parts`, done by a thread
+    # with the scratch number `thread`.
+    int64_t begin
+    int64_t end
+    int64_t part
+    int64_t parts
+    int64_t thread
+
+
+ctypedef void (*RowKernel)(const Op *op, const Run *run, const Share *share) noexcept nogil
 
 
 cdef inline float *ring_row(const Ring *ring, int64_t image, int64_t y) noexcept nogil:
     return ring.base + image * ring.image_pitch + (y % ring.rows) * ring.row_pitch
 
 
-cdef inline void share(int64_t total, int64_t thread, int64_t threads, int64_t *begin, int64_t *end) noexcept nogil:
-    # The even part [begin, end) of total pieces that belongs to one thread.
-    begin[0] = total * thread // threads
-    end[0] = total * (thread + 1) // threads
+cdef inline void part_of(int64_t total, const Share *share, int64_t *begin, int64_t *end) noexcept nogil:
+    # The even part [begin, end) of total pieces that a share has to do.
+    begin[0] = total * share.part // share.parts
+    end[0] = total * (share.part + 1) // share.parts

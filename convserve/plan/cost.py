@@ -3,12 +3,23 @@
 from convserve.graph.ops import OPS
 from convserve.plan.program import Operation, Program
 
-__all__ = ["SOLO_S", "row_seconds"]
+__all__ = ["parts_of", "row_seconds"]
 
 FLOPS_PER_S = 6e10
 BYTES_PER_S = 8e9
 SOLO_S = 6e-6
-"""Below this a step is not worth a barrier: one thread does it."""
+SHARED_S = 1e-4
+
+
+def parts_of(seconds: float, threads: int) -> int:
+    """Return in how many parts a step of that length on one thread is offered to `threads` threads.
+
+    One, where waking and waiting would cost more than they save; more than threads, where a part is long
+    enough that a thread which comes late or is put aside should find or leave some.
+    """
+    if threads == 1 or seconds < SOLO_S:
+        return 1
+    return threads if seconds < SHARED_S else 2 * threads
 
 
 def row_seconds(operation: Operation, program: Program) -> float:
