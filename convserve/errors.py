@@ -12,6 +12,7 @@ ConvserveError
 ├── MemoryBudgetError       no plan fits the budget, or the operating system refused memory
 ├── RunCancelled            the caller cancelled a run, or its deadline passed
 └── RemoteError             the server answered with an error that is none of the above
+    ├── ServerBusy            the server's queue is full
     └── ServerUnavailable     the server cannot be reached or is draining
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "ModelNotFoundError",
     "RemoteError",
     "RunCancelled",
+    "ServerBusy",
     "ServerUnavailable",
     "SettingError",
     "ShapeError",
@@ -78,6 +80,14 @@ class RunCancelled(ConvserveError):
 
 class RemoteError(ConvserveError):
     """The server answered with an error that is none of the others."""
+
+
+class ServerBusy(RemoteError):
+    """The server's queue is full; a retry after wait_s seconds may succeed (None: the server did not say)."""
+
+    def __init__(self, text: str, wait_s: float | None = None) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
 
 
 class ServerUnavailable(RemoteError):

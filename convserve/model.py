@@ -7,7 +7,7 @@ import numpy as np
 
 from convserve import dense
 from convserve.dense import RowStream, ScoreStream
-from convserve.engine.engine import Engine
+from convserve.engine.engine import Cancellation, Engine
 from convserve.engine.source import ImageRows
 from convserve.errors import InputError, ShapeError
 from convserve.graph.ir import Graph, Output
@@ -56,6 +56,12 @@ class Model:
         """(height, width) that the network was made for; None where its file leaves them open."""
         height, width = self.graph.input_volume.height, self.graph.input_volume.width
         return None if height is None or width is None else (height, width)
+
+    @property
+    def memory_budget(self) -> int | None:
+        """Bytes that each run may take; None where only CONVSERVE_MEMORY_BUDGET says."""
+        budget: int | None = self._options["memory_budget"]
+        return budget
 
     @property
     def classes(self) -> int:
@@ -111,20 +117,21 @@ class Model:
     # ---- images in, predictions out
 
     def classify(
-        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5
+        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5, cancellation: Cancellation | None = None
     ) -> list[Prediction] | list[list[Prediction]]:
         """Return the `top` classes of an image, best first; of a list of images, a list for each.
 
         An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C). It is resized and cropped as
         preprocess says and must then have the window's size. float32 (1, C, H, W) is taken as already
-        preprocessed. Raises ImageError, ShapeError, InputError.
+        preprocessed. Another thread may end the run by cancellation. Raises ImageError, ShapeError, InputError,
+        RunCancelled.
         """
         if not isinstance(top, int) or top < 1:
             raise InputError(f"top is {top!r}; it must be a whole number from 1")
         several: list[ImageSource] | None = list(images) if isinstance(images, (list, tuple)) else None
         prepared = [self._window_rows(image) for image in ([cast(ImageSource, images)] if several is None else several)]
         results = []
-        for scores in self._scores_of(prepared):
+        for scores in self._scores_of(prepared, cancellation):
             order = np.argsort(-scores, kind="stable")[:top]
             results.append([Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order])
         return results[0] if several is None else results
@@ -145,13 +152,13 @@ class Model:
             return ImageRows(pixels[None], preprocess.table(), preprocess.source_channels())
         return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
 
-    def _scores_of(self, images: list[ImageRows]) -> np.ndarray:
+    def _scores_of(self, images: list[ImageRows], cancellation: Cancellation | None) -> np.ndarray:
         if not images:
             return np.empty((0, 0), np.float32)
         if len({(image.rows.shape, image.rows.dtype) for image in images}) > 1:
             raise ShapeError("the images of one call differ in size or kind after preprocessing; give Preprocess(crop)")
         rows, name = images[0].of(np.concatenate([image.rows for image in images])), self.graph.outputs[0].name
-        return self._engine((name,)).run(rows)[name].reshape(len(images), -1)
+        return self._engine((name,)).run(rows, cancellation=cancellation)[name].reshape(len(images), -1)
 
     def _preprocess(self) -> Preprocess:
         if self.preprocess is not None:

@@ -39,7 +39,7 @@ _LAYOUTS: dict[int, tuple[np.dtype[Any], int, str]] = {
     pb.FP32_NCHW: (_FLOAT32, 4, "1, C, H, W"),
 }
 _EXACTNESS = {"exact": pb.EXACT, "interior-exact": pb.INTERIOR_EXACT, "padded": pb.PADDED}
-_EXACTNESS_NAMES = {number: name for name, number in _EXACTNESS.items()}
+_EXACTNESS_NAMES: dict[int, str] = {number: name for name, number in _EXACTNESS.items()}
 
 
 def array_to_tensor(array: np.ndarray) -> pb.Tensor:

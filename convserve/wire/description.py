@@ -73,7 +73,9 @@ def _layer_to_message(layer: Mapping[str, Any]) -> pb.Layer:
         width=width,
         channels=channels,
         padded=pb.Ring(top=top, left=left, bottom=bottom, right=right),
-        **{name: _extent(layer[name]) for name in _PAIRS},
+        receptive_field=_extent(layer["receptive_field"]),
+        stride=_extent(layer["stride"]),
+        offset=_extent(layer["offset"]),
         **{name: layer[name] for name in _LAYER_FIELDS},
     )
 
