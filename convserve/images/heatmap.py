@@ -12,6 +12,7 @@ from convserve.images.peaks import find_peaks
 __all__ = ["argmax_map", "heat_map"]
 
 Pair = tuple[int, int]
+Corners = tuple[int, int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _BACKGROUND = (17, 19, 28)
@@ -197,26 +198,40 @@ def argmax_map(
     framed = _draw_labels(picture, [labels[index] for index in winners], [palette[index] for index in winners])
     draw = ImageDraw.Draw(framed)
     font = _font(max(11, min(40, round(window[0] * zoom * 0.2))))
-    # The strongest last, so that it lies on top.
-    for row, col in reversed(peaks):
+    chips: list[Corners] = []
+    # The strongest first: a peak whose label would cover a stronger one's keeps its colour alone.
+    for row, col in peaks:
         top, left = offset[0] + row * stride[0], offset[1] + col * stride[1]
         corners = (left * zoom, top * zoom, (left + window[1]) * zoom - 1, (top + window[0]) * zoom - 1)
         box = (round(corners[0]), round(corners[1]), round(corners[2]), round(corners[3]))
         index = int(class_indices[row, col])
-        _draw_window(draw, box, labels[index], tuple(int(value) for value in palette[index]), font)
+        _draw_window(draw, box, labels[index], tuple(int(value) for value in palette[index]), font, chips)
     return framed
 
 
+def _shortened(label: str, font: Font, width: float) -> str:
+    """Return what of a label fits in that many pixels: all of it, its first name, or its beginning."""
+    if font.getlength(label) > width:
+        label = label.split(",")[0]
+    while len(label) > 2 and font.getlength(label) > width:
+        label = label[:-2] + "…"
+    return label
+
+
 def _draw_window(
-    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], label: str, colour: tuple[int, ...], font: Font
+    draw: ImageDraw.ImageDraw, box: Corners, label: str, colour: tuple[int, ...], font: Font, chips: list[Corners]
 ) -> None:
-    """Draw a window's outline with its label on a chip in the upper left corner."""
+    """Draw a window's outline with its label on a chip in the upper left corner, unless it would cover one of chips."""
     line = max(1, (box[3] - box[1]) // 50)
     radius = (box[3] - box[1]) // 12
-    draw.rounded_rectangle(box, radius, outline=colour, width=line)
+    label = _shortened(label, font, box[2] - box[0])
     text = draw.textbbox((0, 0), label, font)
     pad = max(2, int(text[3]) // 5)
-    chip = (box[0], box[1], box[0] + max(text[2], text[3]) + 2 * pad, box[1] + text[3] + 2 * pad)
+    chip = (box[0], box[1], box[0] + int(max(text[2], text[3])) + 2 * pad, box[1] + int(text[3]) + 2 * pad)
+    if any(chip[0] < old[2] and old[0] < chip[2] and chip[1] < old[3] and old[1] < chip[3] for old in chips):
+        return
+    chips.append(chip)
+    draw.rounded_rectangle(box, radius, outline=colour, width=line)
     draw.rounded_rectangle(chip, radius, fill=colour)
     draw.text(((chip[0] + chip[2]) / 2, (chip[1] + chip[3]) / 2), label, _BACKGROUND, font, anchor="mm")
 
