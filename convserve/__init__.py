@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convserve.client import Client
+    from convserve.client import AsyncClient, Client
     from convserve.errors import (
         ConvserveError,
         ImageError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from convserve.results import Geometry, Prediction, ScoreMap
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "ConvserveError",
     "Geometry",
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 
 # Loaded at first use, so that the client needs neither the engine nor its compiled kernels.
 _HOMES = {
+    "AsyncClient": "convserve.client",
     "Client": "convserve.client",
     "Geometry": "convserve.results",
     "Model": "convserve.model",

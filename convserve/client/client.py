@@ -1,33 +1,34 @@
-"""The synchronous client."""
+"""The two clients: one that blocks, one for an event loop."""
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-import grpc
+import numpy as np
 
-from convserve.client import exchange
+from convserve.client.core import RETRIES, Core
+from convserve.client.streams import ScoreStream
+from convserve.client.transport import Blocking, Waiting, drive, driven
 from convserve.errors import InputError
-from convserve.results import Prediction, ScoreMap
-from convserve.wire.convserve_pb2_grpc import ConvserveStub
+from convserve.results import PlanBytes, Prediction, ScoreMap
 
 if TYPE_CHECKING:
-    from convserve.client.exchange import ImageSource
+    from convserve.client.core import Images
+    from convserve.client.requests import ImageSource
 
-    Images = list[ImageSource] | tuple[ImageSource, ...]
-
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client"]
 
 
-class Client:
-    """Calls a convserve server; threads may share one. A context manager; close() ends it otherwise.
+class AsyncClient(Core):
+    """Calls a convserve server from an event loop; an asynchronous context manager, or close() ends it.
 
     address: "host:port". token: sent as "authorization: Bearer". tls: None for plain text, True for TLS with
-    the system's roots, or root certificates as PEM (path or bytes). timeout: seconds that each call may take.
+    the system's roots, or root certificates as PEM (path or bytes). timeout: seconds that each call may take, its
+    retries included, None for no limit. retries: how often a call is made again where the server cannot be reached
+    or is busy, each time after a longer pause, and never once a part of the answer was seen.
     Every method raises the exceptions of convserve.errors: what the server raised, ServerUnavailable where
-    it cannot be reached, RunCancelled after the timeout.
+    it cannot be reached, ServerBusy where its queue is full, RunCancelled after the timeout.
     """
 
     def __init__(
@@ -37,17 +38,35 @@ class Client:
         token: str | None = None,
         tls: bool | str | os.PathLike[str] | bytes | None = None,
         timeout: float | None = 30,
+        retries: int = RETRIES,
     ) -> None:
-        if not address or not isinstance(address, str):
-            raise InputError(f'the address is {address!r}; give "host:port"')
-        self._address, self._timeout = address, None if timeout is None else _seconds(timeout)
-        self._metadata = [("authorization", f"Bearer {token}")] if token else []
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        if tls is None or tls is False:
-            self._channel = grpc.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(_roots(tls)), options=options)
-        self._stub = ConvserveStub(self._channel)
+        super().__init__(Waiting, address, token=token, tls=tls, timeout=timeout, retries=retries)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Client:
+    """Calls a convserve server; threads may share one. A context manager, or close() ends it.
+
+    Options and exceptions are those of AsyncClient, and so are the methods, which only lack its await.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: bool | str | os.PathLike[str] | bytes | None = None,
+        timeout: float | None = 30,
+        retries: int = RETRIES,
+    ) -> None:
+        self._core = Core(Blocking, address, token=token, tls=tls, timeout=timeout, retries=retries)
 
     def __enter__(self) -> "Client":
         return self
@@ -58,8 +77,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connection; calls in work are cancelled."""
-        self._channel.close()
+        """End the connection; calls under way are cancelled."""
+        drive(self._core.close())
 
     @overload
     def classify(
@@ -71,79 +90,111 @@ class Client:
     ) -> list[Prediction]: ...
     def classify(
         self, images: Any, *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[Prediction] | list[list[Prediction]]:
-        """Return the `top` classes of an image, best first; of a list of images, a list for each.
-
-        An image is a path, encoded bytes, a PIL image, a uint8 array (H, W, C), or float32 (1, C, H, W), taken as
-        already preprocessed. model: "" is the server's only one. timeout: seconds, instead of the client's.
-        """
-        several = isinstance(images, list | tuple)
-        sent = images if several else [images]
-        if not sent:
-            return []
-        request = exchange.classify_request(sent, model=model, top=top)
-        limit = self._timeout if timeout is None else _seconds(timeout)
-        try:
-            response = self._stub.Classify(request, timeout=limit, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise exchange.error_from_call(error, address=self._address, timeout_s=limit) from error
-        results = exchange.predictions_of(response, len(sent))
-        return results if several else results[0]
+    ) -> list[Prediction] | list[list[Prediction]]:  # documented below
+        return drive(self._core.classify(images, model=model, top=top, timeout=timeout))
 
     def score_map(
         self,
         image: "ImageSource",
         *,
         model: str = "",
+        stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
-    ) -> ScoreMap:
-        """Return the scores of the server's network at every window position of an image.
+    ) -> ScoreMap:  # documented below
+        return drive(
+            self._core.score_map(
+                image,
+                model=model,
+                stride=stride,
+                classes=classes,
+                memory_budget=memory_budget,
+                progress=progress,
+                timeout=timeout,
+            )
+        )
 
-        image: as for classify, never resized or cropped. classes: indices or labels to keep, default all.
-        progress: show a bar on stderr. timeout: seconds for the whole map, instead of the client's.
-        """
-        request = exchange.score_map_request(image, model=model, classes=classes)
-        limit = self._timeout if timeout is None else _seconds(timeout)
-        collector = exchange.MapCollector()
-        call = self._stub.ScoreMap(request, timeout=limit, metadata=self._metadata)
-        try:
-            if progress:
-                _collect_with_bar(call, collector)
-            else:
-                for response in call:
-                    collector.add(response)
-        except grpc.RpcError as error:
-            raise exchange.error_from_call(error, address=self._address, timeout_s=limit) from error
-        finally:
-            call.cancel()
-        return collector.result()
+    def score_stream(
+        self,
+        image: "ImageSource",
+        *,
+        model: str = "",
+        stride: int | tuple[int, int] | None = None,
+        classes: Sequence[int | str] | None = None,
+        memory_budget: int | str | None = None,
+        timeout: float | None = None,
+    ) -> ScoreStream:  # documented below
+        return ScoreStream(
+            drive(
+                self._core.score_stream(
+                    image, model=model, stride=stride, classes=classes, memory_budget=memory_budget, timeout=timeout
+                )
+            )
+        )
+
+    def stream(
+        self,
+        *,
+        width: int,
+        rows: Iterable[np.ndarray],
+        model: str = "",
+        stride: int | tuple[int, int] | None = None,
+        classes: Sequence[int | str] | None = None,
+        memory_budget: int | str | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[np.ndarray]:  # documented below
+        if not isinstance(rows, Iterable):
+            raise InputError(f"rows is of type {type(rows).__name__}; it must be an iterable of arrays")
+        return _closing(
+            self._core.stream(
+                width=width,
+                rows=rows,
+                model=model,
+                stride=stride,
+                classes=classes,
+                memory_budget=memory_budget,
+                timeout=timeout,
+            )
+        )
+
+    def list_models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:  # documented below
+        return drive(self._core.list_models(timeout=timeout))
+
+    def describe(self, *, model: str = "", timeout: float | None = None) -> dict[str, Any]:  # documented below
+        return drive(self._core.describe(model=model, timeout=timeout))
+
+    def plan(
+        self,
+        height: int,
+        width: int,
+        *,
+        model: str = "",
+        batch: int = 1,
+        memory_budget: int | str | None = None,
+        hold_scores: bool = False,
+        timeout: float | None = None,
+    ) -> PlanBytes:  # documented below
+        return drive(
+            self._core.plan(
+                height,
+                width,
+                model=model,
+                batch=batch,
+                memory_budget=memory_budget,
+                hold_scores=hold_scores,
+                timeout=timeout,
+            )
+        )
 
 
-def _collect_with_bar(call: Any, collector: exchange.MapCollector) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("rows of scores", total=None)
-        for response in call:
-            collector.add(response)
-            bar.update(task, total=collector.rows or None, completed=collector.done_rows)
+for _name in ("classify", "score_map", "score_stream", "stream", "list_models", "describe", "plan"):
+    getattr(Client, _name).__doc__ = getattr(Core, _name).__doc__
 
 
-def _seconds(timeout: float) -> float:
-    if not isinstance(timeout, int | float) or not timeout > 0:
-        raise InputError(f"timeout is {timeout!r}; it must be a number of seconds above 0, or None")
-    return timeout
-
-
-def _roots(tls: bool | str | os.PathLike[str] | bytes) -> bytes | None:
-    if isinstance(tls, bool):
-        return None
-    if isinstance(tls, bytes):
-        return tls
+def _closing(blocks: Any) -> Iterator[np.ndarray]:
     try:
-        return Path(tls).read_bytes()
-    except OSError as error:
-        raise InputError(f"the root certificates {os.fspath(tls)!r} cannot be read: {error.strerror}") from error
+        yield from cast(Iterator[np.ndarray], driven(blocks))
+    finally:
+        drive(blocks.aclose())

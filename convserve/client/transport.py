@@ -1,0 +1,177 @@
+"""Channels behind one interface of coroutines: one that waits in an event loop, one that blocks the thread.
+
+The client's core is written once, as coroutines. Those of the blocking channel never wait, so drive() runs them,
+and whatever awaits them, to their end without an event loop.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from convserve.errors import InputError
+from convserve.wire.convserve_pb2_grpc import ConvserveStub
+
+__all__ = ["Blocking", "Call", "Channel", "Waiting", "credentials", "drive", "driven"]
+
+Result = TypeVar("Result")
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # a retry must find the channel ready to connect again, not in its own longer pause
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+]
+
+
+class Call(Protocol):
+    """A stream in both directions that is under way."""
+
+    async def read(self) -> Any:
+        """Return the next message, None at the end; raises grpc.RpcError."""
+
+    def cancel(self) -> None:
+        """End the call; any thread may."""
+
+
+class Channel(Protocol):
+    """A connection to one server."""
+
+    async def unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Return the answer to a request; raises grpc.RpcError."""
+
+    def stream(self, method: str, requests: AsyncIterator[Any], timeout_s: float | None) -> Call:
+        """Begin a call that sends the requests while its answers are read."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    async def close(self) -> None:
+        """End the connection; calls under way are cancelled."""
+
+
+def drive(awaitable: Awaitable[Result]) -> Result:
+    """Return what an awaitable gives that never waits; its exceptions pass through."""
+    steps = awaitable.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    raise RuntimeError("a blocking channel's coroutine has waited")
+
+
+def driven(items: AsyncIterator[Result]) -> Iterator[Result]:
+    """Yield the items of an asynchronous iterator that never waits."""
+    while True:
+        try:
+            item = drive(items.__anext__())
+        except StopAsyncIteration:
+            return
+        yield item
+
+
+def credentials(tls: bool | str | os.PathLike[str] | bytes | None) -> grpc.ChannelCredentials | None:
+    """Return the credentials of an encrypted channel, None for plain text; InputError where they cannot be read."""
+    if tls is None or tls is False:
+        return None
+    if tls is True or isinstance(tls, bytes):
+        return grpc.ssl_channel_credentials(None if tls is True else tls)
+    try:
+        return grpc.ssl_channel_credentials(Path(tls).read_bytes())
+    except OSError as error:
+        raise InputError(f"the root certificates {os.fspath(tls)!r} cannot be read: {error.strerror}") from error
+
+
+class Blocking:
+    """The channel of the synchronous client."""
+
+    def __init__(self, address: str, secret: grpc.ChannelCredentials | None, metadata: list[tuple[str, str]]) -> None:
+        self._channel = (
+            grpc.insecure_channel(address, options=_OPTIONS)
+            if secret is None
+            else grpc.secure_channel(address, secret, options=_OPTIONS)
+        )
+        self._stub, self._metadata = ConvserveStub(self._channel), metadata
+
+    async def unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Block until the answer is there."""
+        return getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata)
+
+    def stream(self, method: str, requests: AsyncIterator[Any], timeout_s: float | None) -> Call:
+        """Begin the call; a thread of gRPC takes the requests."""
+        call = getattr(self._stub, method)(driven(requests), timeout=timeout_s, metadata=self._metadata)
+        return _BlockingCall(call)
+
+    async def sleep(self, seconds: float) -> None:
+        """Block the thread."""
+        time.sleep(seconds)
+
+    async def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+
+class _BlockingCall:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def read(self) -> Any:
+        return next(self._call, None)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class Waiting:
+    """The channel of the asynchronous client; made in the event loop that uses it."""
+
+    def __init__(self, address: str, secret: grpc.ChannelCredentials | None, metadata: list[tuple[str, str]]) -> None:
+        self._address, self._secret, self._metadata = address, secret, metadata
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    def _method(self, name: str) -> Any:
+        # gRPC binds a channel to the running loop, and there may be none yet where the client is made
+        if self._channel is None:
+            self._channel = (
+                grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+                if self._secret is None
+                else grpc.aio.secure_channel(self._address, self._secret, options=_OPTIONS)
+            )
+            self._stub = ConvserveStub(self._channel)
+        return getattr(self._stub, name)
+
+    async def unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Wait for the answer."""
+        return await self._method(method)(request, timeout=timeout_s, metadata=self._metadata)
+
+    def stream(self, method: str, requests: AsyncIterator[Any], timeout_s: float | None) -> Call:
+        """Begin the call; a task of the loop takes the requests."""
+        return _WaitingCall(self._method(method)(requests, timeout=timeout_s, metadata=self._metadata))
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait in the loop."""
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """End the connection."""
+        if self._channel is not None:
+            await self._channel.close()
+
+
+class _WaitingCall:
+    def __init__(self, call: Any) -> None:
+        self._call, self._responses = call, aiter(call)
+
+    async def read(self) -> Any:
+        return await anext(self._responses, None)
+
+    def cancel(self) -> None:
+        self._call.cancel()
