@@ -1,11 +1,11 @@
-"""convserve serve: answer Classify and ScoreMap over gRPC."""
+"""convserve serve: answer for networks over gRPC."""
 
 import argparse
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convserve.cli.arguments import BUNDLED, add_command, add_run_options, byte_count, load_net
+from convserve.cli.arguments import BUNDLED, add_command, add_run_options, byte_count, count, load_net
 from convserve.cli.output import print_json
 from convserve.errors import InputError
 
@@ -30,7 +30,27 @@ def register(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     parser.add_argument("--port", type=int, default=8500, help="port to listen on, 0 for a free one (default 8500)")
     parser.add_argument(
-        "--max-message", type=byte_count, default=64 << 20, metavar="BYTES", help="longest request (default 64MiB)"
+        "--max-message", type=byte_count, default="64MiB", metavar="BYTES", help="longest message (default 64MiB)"
+    )
+    parser.add_argument(
+        "--max-image", type=byte_count, default="256MiB", metavar="BYTES", help="longest image file (default 256MiB)"
+    )
+    parser.add_argument(
+        "--workers", type=count, default=4, metavar="N", help="runs that compute at the same time (default 4)"
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        default=64,
+        metavar="N",
+        help="calls that wait beyond those; further ones are refused with RESOURCE_EXHAUSTED (default 64)",
+    )
+    parser.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=60,
+        metavar="S",
+        help="seconds that a score map waits for its client to send or to read (default 60)",
     )
     add_run_options(parser)
     parser.set_defaults(run=run)
@@ -38,8 +58,15 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the networks and serve them."""
-    from convserve.server import Repository, serve
+    from convserve.server import Limits, Repository, serve
 
+    limits = Limits(
+        message_bytes=args.max_message,
+        image_bytes=args.max_image,
+        workers=args.workers,
+        max_waiting=args.max_waiting,
+        stall_s=args.stall_timeout,
+    )
     models: dict[str, Model] = {}
     for text in args.nets or [str(BUNDLED)]:
         name, path = _name_and_path(text)
@@ -55,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"listening on {address} with {', '.join(models)}", flush=True)
 
     repository = Repository(dict(models))
-    serve(repository, host=args.host, port=args.port, message_bytes=args.max_message, on_start=tell)
+    serve(repository, host=args.host, port=args.port, limits=limits, on_start=tell)
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

@@ -1,18 +1,24 @@
 """Turns exceptions of every call into gRPC statuses, in one place."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
-from convserve.errors import ConvserveError
-from convserve.wire.status import ERROR_KEY, status_of
+from convserve.errors import ConvserveError, ServerBusy
+from convserve.wire.status import status_of, trailers_of
 
 __all__ = ["ErrorInterceptor"]
 
 # Trailing metadata travel in one HTTP/2 header block, which peers limit to some 8 KiB.
 _LONGEST_TEXT = 2000
+
+_MEMORY_WAIT_S = 1.0
+
+_OURS = "/convserve."
 
 _log = logging.getLogger("convserve.server")
 
@@ -32,36 +38,59 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     Methods that stream must write through their context instead of yielding.
     """
 
+    def __init__(self) -> None:
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until none of our calls is in work."""
+        await self._idle.wait()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Return the call's handler with its exceptions mapped; None where there is no such method."""
+        """Return the call's handler, with its exceptions mapped if it is ours; None where there is none."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
+        if handler is None or not handler_call_details.method.startswith(_OURS):
+            return handler
         kind, make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         return make(
-            _reporting(getattr(handler, kind), handler_call_details.method),
+            self._reporting(getattr(handler, kind), handler_call_details.method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
+    def _reporting(self, behaviour: Behaviour, method: str) -> Behaviour:
+        async def reporting(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                with self._counted():
+                    return await behaviour(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except ConvserveError as error:
+                remaining = context.time_remaining()
+                code = status_of(error, overdue=remaining is not None and remaining <= 0)
+                await context.abort(code, str(error)[:_LONGEST_TEXT], trailing_metadata=trailers_of(error))
+            except MemoryError:
+                _log.exception("%s failed", method)
+                busy = ServerBusy("the server has not the memory for this request now", _MEMORY_WAIT_S)
+                await context.abort(status_of(busy), str(busy), trailing_metadata=trailers_of(busy))
+            except Exception:
+                _log.exception("%s failed", method)
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
-def _reporting(behaviour: Behaviour, method: str) -> Behaviour:
-    async def reporting(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            return await behaviour(request, context)
-        except grpc.aio.AbortError:
-            raise
-        except ConvserveError as error:
-            remaining = context.time_remaining()
-            code = status_of(error, overdue=remaining is not None and remaining <= 0)
-            named = ((ERROR_KEY, type(error).__name__),)
-            await context.abort(code, str(error)[:_LONGEST_TEXT], trailing_metadata=named)
-        except Exception:
-            _log.exception("%s failed", method)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-
-    return reporting
+        return reporting

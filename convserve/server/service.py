@@ -2,21 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Generator
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING, cast
 
 import grpc
-import numpy as np
 
-from convserve.errors import InputError
+from convserve.engine.engine import Cancellation
+from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeError
 from convserve.results import Prediction
+from convserve.server.admission import Admission
+from convserve.server.incoming import Incoming, with_channels
+from convserve.server.limits import Limits
 from convserve.server.repository import Repository
+from convserve.server.scoring import Scoring, lowest_budget
 from convserve.wire import codec, convserve_pb2_grpc
 from convserve.wire import convserve_pb2 as pb
+from convserve.wire.description import description_to_message, summary_to_message
+from convserve.wire.scene import LARGEST_SIDE
 
 if TYPE_CHECKING:
-    from convserve.dense import ScoreStream
     from convserve.model import Model
 
 __all__ = ["MOST_IMAGES", "ConvserveService"]
@@ -26,15 +29,14 @@ MOST_IMAGES = 1024
 
 DEFAULT_TOP = 5
 
-Blocks = Generator[tuple[int, np.ndarray], None, None]
-
 
 class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[misc]
-    """Answers Classify and ScoreMap from the models of a repository; runs take the threads of `pool`."""
+    """Answers from the models of a repository; whatever computes waits its turn in the admission."""
 
-    def __init__(self, repository: Repository, pool: Executor) -> None:
+    def __init__(self, repository: Repository, admission: Admission, limits: Limits) -> None:
         self._repository = repository
-        self._pool = pool
+        self._admission = admission
+        self._limits = limits
 
     async def Classify(
         self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext
@@ -43,56 +45,139 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         if not 1 <= len(request.images) <= MOST_IMAGES:
             raise InputError(f"the request has {len(request.images)} images; allowed: 1 to {MOST_IMAGES}")
         name, model = self._repository.model(request.model)
-        return await asyncio.wrap_future(self._pool.submit(_classify, name, model, request))
+        cancellation = Cancellation()
+        async with self._admission.call():
+            return await self._admission.compute(
+                context, cancellation.cancel, _classify, name, model, request, cancellation
+            )
 
-    async def ScoreMap(
-        self, request: pb.ScoreMapRequest, context: grpc.aio.ServicerContext
-    ) -> None:
+    async def ScoreMap(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """Write geometry, rows as they become final, and completion.
 
-        The next block is computed while the last is written, and no further one: a slow reader holds the run back.
+        The next part of the image is read when the last was computed, the next block computed when the last was
+        written: neither image nor map gathers here, and a client that holds back holds no thread.
         """
-        name, model = self._repository.model(request.header.model)
         start = time.perf_counter()
-        stream = await asyncio.wrap_future(self._pool.submit(_open, model, request))
-        geometry = codec.geometry_to_message(stream.geometry, stream.plan, model=name)
-        await context.write(pb.ScoreMapResponse(geometry=geometry))
-        blocks = cast(Blocks, iter(stream))
-        ahead = self._pool.submit(_next_block, blocks)
+        incoming = Incoming(context, stall_s=self._limits.stall_s)
+        header = await incoming.header()
+        name, model = self._repository.model(header.model)
+        if header.dtype is not None:
+            header = with_channels(header, model.graph.input_volume.channels, longest_bytes=self._limits.message_bytes)
+        async with self._admission.call(), self._admission.score_map():
+            scoring = Scoring(header, model)
+            try:
+                if header.dtype is None:
+                    file = await incoming.file(self._limits.image_bytes)
+                    await self._admission.compute(context, scoring.cancel, scoring.open_image, file)
+                    del file
+                else:
+                    await self._admission.compute(context, scoring.cancel, scoring.open_rows)
+                geometry = codec.geometry_to_message(scoring.geometry, scoring.plan, model=name)
+                await self._write(context, pb.ScoreMapResponse(geometry=geometry))
+                if header.dtype is not None:
+                    height = 0
+                    while (rows := await incoming.rows(header)) is not None:
+                        height += len(rows)
+                        scoring.feed(rows)
+                        await self._write_rows(context, scoring)
+                    scoring.finish(height)
+                await self._write_rows(context, scoring)
+                completion = codec.completion_to_message(
+                    scoring.geometry,
+                    scoring.plan,
+                    seconds=time.perf_counter() - start,
+                    measured_bytes=scoring.measured_bytes,
+                )
+            finally:
+                scoring.close()
+            await self._write(context, pb.ScoreMapResponse(completion=completion))
+
+    async def _write_rows(self, context: grpc.aio.ServicerContext, scoring: Scoring) -> None:
+        while messages := await self._admission.compute(context, scoring.cancel, scoring.next_rows):
+            for message in messages:
+                await self._write(context, message)
+
+    async def _write(self, context: grpc.aio.ServicerContext, message: pb.ScoreMapResponse) -> None:
         try:
-            while messages := await asyncio.wrap_future(ahead):
-                ahead = self._pool.submit(_next_block, blocks)
-                for message in messages:
-                    await context.write(message)
-        finally:
-            stream.close()
-            ahead.add_done_callback(lambda _: blocks.close())
-        await context.write(pb.ScoreMapResponse(completion=pb.Completion(seconds=time.perf_counter() - start)))
+            async with asyncio.timeout(self._limits.stall_s):
+                await context.write(message)
+        except TimeoutError:
+            raise RunCancelled(f"no scores were read for {self._limits.stall_s:g} s") from None
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """Answer with what each model is."""
+        names = self._repository.names
+        return pb.ListModelsResponse(models=[_summary(*self._repository.model(name)) for name in names])
+
+    async def DescribeModel(
+        self, request: pb.DescribeModelRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeModelResponse:
+        """Answer with one model's layers."""
+        name, model = self._repository.model(request.model)
+        async with self._admission.call():
+            return await self._admission.compute(context, _no_cancel, _describe, name, model)
+
+    async def PlanMemory(
+        self, request: pb.PlanMemoryRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PlanMemoryResponse:
+        """Answer with what a run would take."""
+        name, model = self._repository.model(request.model)
+        for what, value in (("height", request.height), ("width", request.width), ("batch", request.batch or 1)):
+            if not 1 <= value <= LARGEST_SIDE:
+                raise ShapeError(f"{what} is {value}; allowed: 1 to {LARGEST_SIDE}")
+        async with self._admission.call():
+            return await self._admission.compute(context, _no_cancel, _plan, name, model, request)
 
 
-def _classify(name: str, model: "Model", request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+def _no_cancel() -> None:
+    # what takes milliseconds need not end early
+    return
+
+
+def _summary(name: str, model: "Model") -> pb.ModelSummary:
+    known = model.window is not None
+    return summary_to_message(
+        name,
+        window=model.window,
+        channels=model.graph.input_volume.channels,
+        classes=model.classes if known else 0,
+        labels=model.labels,
+    )
+
+
+def _describe(name: str, model: "Model") -> pb.DescribeModelResponse:
+    preprocess = None if model.preprocess is None else model.preprocess.to_dict()
+    return description_to_message(_summary(name, model), model.describe().to_dict(), preprocess)
+
+
+def _plan(name: str, model: "Model", request: pb.PlanMemoryRequest) -> pb.PlanMemoryResponse:
+    plan = model.plan(
+        request.height,
+        request.width,
+        batch=request.batch or 1,
+        memory_budget=lowest_budget(request.memory_budget, model.memory_budget),
+        hold_scores=request.hold_scores,
+    )
+    if plan.total_bytes >= 1 << 63:
+        raise MemoryBudgetError(f"a run over {request.height}x{request.width} pixels takes {plan.total_bytes} bytes")
+    return pb.PlanMemoryResponse(
+        model=name, plan=codec.plan_to_message(plan), total=plan.total_bytes, threads=plan.threads
+    )
+
+
+def _classify(
+    name: str, model: "Model", request: pb.ClassifyRequest, cancellation: Cancellation
+) -> pb.ClassifyResponse:
     start = time.perf_counter()
     images = [codec.image_from_message(image) for image in request.images]
-    classified = cast(list[list[Prediction]], model.classify(images, top=request.top or DEFAULT_TOP))
+    found = model.classify(images, top=request.top or DEFAULT_TOP, cancellation=cancellation)
     seconds = time.perf_counter() - start
     plan = codec.plan_to_message(model.plan(*model.window)) if model.window is not None else None
     return pb.ClassifyResponse(
         model=name,
-        classifications=[codec.classification_to_message(predictions) for predictions in classified],
+        classifications=[codec.classification_to_message(one) for one in cast(list[list[Prediction]], found)],
         plan=plan,
         seconds=seconds,
     )
-
-
-def _open(model: "Model", request: pb.ScoreMapRequest) -> "ScoreStream":
-    if request.WhichOneof("content") != "image":
-        raise InputError("the request has no image")
-    image = codec.image_from_message(request.image)
-    return model.score_stream(image, classes=codec.classes_from_message(request.header.classes))
-
-
-def _next_block(blocks: Blocks) -> list[pb.ScoreMapResponse]:
-    # encoded here, outside the event loop, and before the iteration may touch the array again
-    for first_row, scores in blocks:
-        return [pb.ScoreMapResponse(rows=rows) for rows in codec.rows_to_messages(first_row, scores)]
-    return []

@@ -3,48 +3,41 @@
 import asyncio
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from convserve.errors import InputError
+from convserve.server.admission import Admission
 from convserve.server.interceptors import ErrorInterceptor
+from convserve.server.limits import Limits
 from convserve.server.repository import Repository
 from convserve.server.service import ConvserveService
+from convserve.server.standard import add_health, add_reflection
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
 
-__all__ = ["MESSAGE_BYTES", "Server", "serve"]
+__all__ = ["Server", "serve"]
 
-MESSAGE_BYTES = 64 << 20
-"""Longest request by default, in bytes."""
-
-WORKERS = 4
-CALLS_AT_ONCE = 256
+# Calls beyond the engine's queue: those that are being refused, health watches, reflection.
+_LIGHT_CALLS = 256
+_LAST_WORDS_S = 0.2
 
 
 class Server:
     """A gRPC server over a repository, to be used inside one event loop."""
 
     def __init__(
-        self,
-        repository: Repository,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 8500,
-        message_bytes: int = MESSAGE_BYTES,
-        workers: int = WORKERS,
+        self, repository: Repository, *, host: str = "127.0.0.1", port: int = 8500, limits: Limits | None = None
     ) -> None:
-        """Prepare a server on host:port; port 0 takes a free one.
-
-        message_bytes: longest request. workers: requests that compute at the same time.
-        """
+        """Prepare a server on host:port; port 0 takes a free one."""
         if not 0 <= port <= 65535:
             raise InputError(f"port is {port}; allowed: 0 to 65535")
         self._host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         self._wanted_port = port
-        self._message_bytes = message_bytes
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="convserve-run")
-        self._service = ConvserveService(repository, self._pool)
+        self._limits = limits or Limits()
+        self._models = repository.names
+        self._admission = Admission(workers=self._limits.workers, max_waiting=self._limits.max_waiting)
+        self._service = ConvserveService(repository, self._admission, self._limits)
+        self._interceptor = ErrorInterceptor()
         self._server: grpc.aio.Server | None = None
         self.address = ""
         """host:port that the server listens on, known after start()."""
@@ -52,16 +45,23 @@ class Server:
     async def start(self) -> str:
         """Listen, and return the address as host:port; InputError where that is not possible."""
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
-            # without so_reuseport=0 two servers would share a port without a word
+            interceptors=[self._interceptor],
             options=[
+                # without so_reuseport=0 two servers would share a port without a word
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", self._message_bytes),
+                ("grpc.max_receive_message_length", self._limits.message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # a client whose machine has gone is found out within 40 s
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
-            maximum_concurrent_rpcs=CALLS_AT_ONCE,
+            maximum_concurrent_rpcs=self._limits.workers + self._limits.max_waiting + _LIGHT_CALLS,
         )
         add_ConvserveServicer_to_server(self._service, server)
+        self._health = await add_health(server, self._models)
+        add_reflection(server)
         wanted = f"{self._host}:{self._wanted_port}"
         try:
             port = server.add_insecure_port(wanted)
@@ -73,10 +73,17 @@ class Server:
         return self.address
 
     async def drain(self, grace_s: float = 30.0) -> None:
-        """Refuse new calls, let those in work end within grace_s seconds, cancel the rest, free the threads."""
+        """Say NOT_SERVING, refuse new calls, let those in work end within grace_s seconds, cancel the rest."""
         if self._server is not None:
-            await self._server.stop(grace_s)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+            await self._health.enter_graceful_shutdown()
+            stopping = asyncio.create_task(self._server.stop(grace_s))
+            idle = asyncio.create_task(self._interceptor.idle())
+            await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            # health watches never end by themselves
+            await self._server.stop(_LAST_WORDS_S)
+            await stopping
+        self._admission.close()
 
 
 def serve(
@@ -84,12 +91,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8500,
-    message_bytes: int = MESSAGE_BYTES,
+    limits: Limits | None = None,
     grace_s: float = 30.0,
     on_start: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. on_start is called with host:port once it listens."""
-    asyncio.run(_serve(Server(repository, host=host, port=port, message_bytes=message_bytes), grace_s, on_start))
+    asyncio.run(_serve(Server(repository, host=host, port=port, limits=limits), grace_s, on_start))
 
 
 async def _serve(server: Server, grace_s: float, on_start: Callable[[str], None]) -> None:

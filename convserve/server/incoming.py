@@ -1,0 +1,91 @@
+"""What comes of a score map's request: the header, then the image in parts, each read only when it is wanted."""
+
+import asyncio
+from dataclasses import replace
+
+import grpc
+import numpy as np
+
+from convserve.errors import InputError, RunCancelled, ShapeError
+from convserve.wire import convserve_pb2 as pb
+from convserve.wire.scene import SceneHeader, header_from_message, pixels_from_message
+
+__all__ = ["Incoming", "with_channels"]
+
+
+class Incoming:
+    """Reads one call's requests in their order. Every method raises RunCancelled where nothing comes for stall_s."""
+
+    def __init__(self, context: grpc.aio.ServicerContext, *, stall_s: float) -> None:
+        self._context = context
+        self._stall_s = stall_s
+        self._rows = 0
+
+    async def _next(self) -> pb.ScoreMapRequest | None:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                request = await self._context.read()
+        except TimeoutError:
+            raise RunCancelled(f"no part of the image came for {self._stall_s:g} s") from None
+        return None if request is grpc.aio.EOF else request
+
+    async def header(self) -> SceneHeader:
+        """Return the header; InputError where something else came first."""
+        request = await self._next()
+        kind = request and request.WhichOneof("content")
+        if kind != "header":
+            came = "nothing" if request is None else f"'{kind}'" if kind else "an empty message"
+            raise InputError(f"a score map's request begins with its header, but {came} came")
+        assert request is not None
+        return header_from_message(request.header)
+
+    async def _part(self, wanted: str) -> pb.ScoreMapRequest | None:
+        request = await self._next()
+        if request is None:
+            return None
+        kind = request.WhichOneof("content")
+        if kind == "header":
+            raise InputError("a second header came; a request has one header, and one image")
+        if kind != wanted:
+            raise InputError(f"{kind or 'an empty message'} came; by its header the image comes as '{wanted}'")
+        return request
+
+    async def file(self, limit_bytes: int) -> bytes:
+        """Return all bytes of an encoded image; InputError where there are none, or more than limit_bytes."""
+        pieces, size = [], 0
+        while (request := await self._part("piece")) is not None:
+            size += len(request.piece)
+            if size > limit_bytes:
+                raise InputError(f"the image file has more than the {limit_bytes} bytes that are allowed")
+            pieces.append(request.piece)
+        if not size:
+            raise InputError("the request ended before any byte of the image came")
+        return b"".join(pieces)
+
+    async def rows(self, header: SceneHeader) -> np.ndarray | None:
+        """Return the next rows of the image, (rows, width, channels); None behind the last.
+
+        Raises ShapeError where they do not go on with the image, or where it ends before its height.
+        """
+        request = await self._part("rows")
+        if request is not None:
+            rows = pixels_from_message(request.rows, header, first_row=self._rows)
+            self._rows += len(rows)
+            return rows
+        if not self._rows:
+            raise ShapeError("the request ended before any row of the image came")
+        if header.height and self._rows != header.height:
+            raise ShapeError(f"the request ended after {self._rows} of the {header.height} rows of its image")
+        return None
+
+
+def with_channels(header: SceneHeader, channels: int, *, longest_bytes: int) -> SceneHeader:
+    """Return the header with the network's channels; ShapeError where it has others, or rows that no message holds."""
+    if header.channels not in (0, channels):
+        raise ShapeError(f"the header's channels is {header.channels}; the network reads {channels}")
+    row_bytes = header.width * channels * (1 if header.dtype == "uint8" else 4)
+    if row_bytes > longest_bytes:
+        raise ShapeError(
+            f"the header's width is {header.width}, {row_bytes} bytes a row; a message holds {longest_bytes} at most"
+        )
+    return replace(header, channels=channels)

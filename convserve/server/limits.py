@@ -1,0 +1,35 @@
+"""What a server takes at most: bytes, calls, threads, patience."""
+
+from dataclasses import dataclass
+
+from convserve.errors import InputError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """A server's limits; InputError for values outside their range.
+
+    message_bytes: longest request message. image_bytes: longest image file of a score map, which comes in
+    several messages. workers: threads that compute at once. max_waiting: calls that wait beyond them before
+    further ones are refused. stall_s: seconds that a score map waits for its client to send or to read.
+    """
+
+    message_bytes: int = 64 << 20
+    image_bytes: int = 256 << 20
+    workers: int = 4
+    max_waiting: int = 64
+    stall_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("message_bytes", 1 << 10, (1 << 31) - 1),
+            ("image_bytes", 1 << 10, 1 << 40),
+            ("workers", 1, 256),
+            ("max_waiting", 0, 4096),
+            ("stall_s", 0.01, 86400),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"{name} is {value}; allowed: {least} to {most}")
