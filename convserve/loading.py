@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convserve.errors import InputError, ModelFormatError, ModelNotFoundError
@@ -60,9 +61,10 @@ def load(
             preprocess = Preprocess.from_dict(container.preprocess)
         labels = container.labels if labels is None else labels
         name = Path(source).stem
+    graph = replace(graph, name=name or graph.name)
     return Model(
         graph,
-        name=name or graph.name,
+        name=graph.name,
         preprocess=preprocess,
         labels=_label_list(labels),
         threads=threads,

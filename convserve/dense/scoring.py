@@ -9,7 +9,7 @@ import numpy as np
 from convserve.dense.sliding import Sliding, checked_stride, cropping, geometry, sliding
 from convserve.dense.stream import ScoreStream
 from convserve.engine.engine import Engine
-from convserve.engine.source import ImageRows
+from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import InputError
 from convserve.plan.plan import Layout
 from convserve.progress import ProgressBar
@@ -73,7 +73,7 @@ def score_map(
     steps = checked_stride(stride, slide, free=crops)
     kept = list(range(slide.channels)) if classes is None else classes
     place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels, stride=steps)
-    scores = np.empty((place.rows, place.cols, len(kept)), np.float32)
+    scores = empty_scores(place.rows, place.cols, len(kept))
     plan: SizedPlan = engine.plan(*slide.window)
     total, work = place.rows, _score_crops(engine, image, place, scores)
     if not crops:

@@ -8,7 +8,7 @@ from convserve.dense.sliding import Sliding, geometry
 from convserve.engine.binding import Executor
 from convserve.engine.engine import Engine
 from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution
-from convserve.engine.source import ImageRows
+from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import RunCancelled, ShapeError
 from convserve.plan.plan import Plan, finish_plan
 from convserve.results import Geometry
@@ -60,7 +60,7 @@ class ScoreStream:
             while done < rows:
                 count = min(band, rows - done)
                 if into is None:
-                    block = np.empty((count, cols, len(self.geometry.classes)), np.float32)
+                    block = empty_scores(count, cols, len(self.geometry.classes))
                 else:
                     block = into[done : done + count]
                 run.set_sink(0, block[None], begin=done, chosen=self._chosen)
@@ -166,7 +166,7 @@ class RowStream:
     def _blocks(self, limit: int | None) -> Iterator[tuple[int, np.ndarray]]:
         while limit is None or self._done < limit:
             count = self._band if limit is None else min(self._band, limit - self._done)
-            block = np.empty((count, self.cols, len(self._kept)), np.float32)
+            block = empty_scores(count, self.cols, len(self._kept))
             self._run.set_sink(0, block[None], begin=self._done, chosen=self._chosen)
             status = self._run.advance(pause_after_write=True)
             if status == CANCELLED:

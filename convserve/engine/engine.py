@@ -12,7 +12,7 @@ import numpy as np
 from convserve import settings
 from convserve.engine.binding import Executor
 from convserve.engine.executor import CANCELLED, Execution, Memory
-from convserve.engine.source import ImageRows
+from convserve.engine.source import ImageRows, empty_scores
 from convserve.engine.team import thread_count
 from convserve.errors import MemoryBudgetError, RunCancelled
 from convserve.graph.ir import Graph
@@ -165,7 +165,7 @@ class Engine:
             volume = volumes[output.tensor]
             assert volume.height is not None
             assert volume.width is not None
-            results[output.name] = np.empty((image.count, volume.channels, volume.height, volume.width), np.float32)
+            results[output.name] = empty_scores(image.count, volume.channels, volume.height, volume.width)
         at_once = self._images_at_once(image)
         for first in range(0, image.count, at_once):
             group = image.rows[first : first + at_once]

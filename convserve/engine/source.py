@@ -1,10 +1,24 @@
 """Image rows on their way into a run: an array, and what turns its bytes into values."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ImageRows"]
+from convserve.errors import MemoryBudgetError
+
+__all__ = ["ImageRows", "empty_scores"]
+
+
+def empty_scores(*shape: int) -> np.ndarray:
+    """Return an uninitialised float32 array. Raises MemoryBudgetError where the operating system refuses it."""
+    try:
+        return np.empty(shape, np.float32)
+    except (MemoryError, ValueError) as error:
+        sizes = "x".join(map(str, shape))
+        raise MemoryBudgetError(
+            f"the operating system refused {4 * math.prod(shape):,} bytes for {sizes} scores"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
