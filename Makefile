@@ -24,15 +24,15 @@ lint: build $(VENV)/with-lint ## check style and types
 	$(PY) -m mypy convserve
 	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint convserve
 
-bench: build $(VENV)/with-test ## time VGG-16 beside ONNX Runtime
-	$(PY) benchmarks/bench_vgg.py
+bench: build $(VENV)/with-bench ## time all networks beside ONNX Runtime and OpenVINO; BENCH='--networks vgg16 --runs 5'
+	$(PY) -m benchmarks.run --json bench-out/bench.json --chart bench-out/bench.png $(BENCH)
 
 train: build $(VENV)/with-train ## train the bundled network again and draw its samples again (needs PyTorch)
 	$(PY) -m training.train_digits
 	$(PY) -m training.make_samples
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build *.egg-info demo-out
+	rm -rf $(VENV) build *.egg-info demo-out bench-out
 	find convserve -name '*.so' -delete
 
 $(VENV)/made:

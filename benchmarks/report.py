@@ -1,0 +1,169 @@
+"""What a benchmark found, as tables on screen, as Markdown for the README, and drawn again from its JSON."""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.engines import ENGINES
+
+__all__ = ["geometric_means", "limits_text", "machine_text", "markdown", "one_line", "result_tables"]
+
+Result = dict[str, Any]
+
+
+def _settings(document: Result) -> list[tuple[int, int]]:
+    return sorted({(result["threads"], result["batch"]) for result in document["results"]}, key=lambda s: (-s[0], s[1]))
+
+
+def _results_of(document: Result, setting: tuple[int, int]) -> list[Result]:
+    return [result for result in document["results"] if (result["threads"], result["batch"]) == setting]
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def geometric_means(results: list[Result]) -> dict[str, float]:
+    """Return by engine the geometric mean of its ratios over the networks that it ran."""
+    ratios: dict[str, list[float]] = {}
+    for result in results:
+        for engine, one in result["engines"].items():
+            if one.get("ratio"):
+                ratios.setdefault(engine, []).append(one["ratio"])
+    return {engine: geometric_mean(values) for engine, values in ratios.items()}
+
+
+def one_line(result: Result) -> str:
+    """Return one comparison as a line: the best times, and convserve's ratio to the fastest peer."""
+    times = []
+    for engine, one in result["engines"].items():
+        text = f"{one['best_ms']:.2f} ms" if "best_ms" in one else f"failed ({one['error']})"
+        if "best_ms" in one and "error" in one:
+            text += f" but {one['error']}"
+        times.append(f"{ENGINES[engine].title} {text}")
+    ratio = result["engines"].get("convserve", {}).get("ratio")
+    tail = f"; ratio {ratio:.2f}" if ratio else ""
+    setting = f"{_plural(result['threads'], 'thread')}, batch {result['batch']}"
+    return f"{result['title']}, {setting}: {', '.join(times)}{tail}"
+
+
+def result_tables(document: Result) -> list[Table]:
+    """Return one table for each number of threads and batch size."""
+    tables = []
+    for setting in _settings(document):
+        results = _results_of(document, setting)
+        threads, batch = setting
+        table = Table(
+            title=f"{_plural(threads, 'thread')}, batch {batch}, float32,"
+            f" best and median of {_plural(results[0]['runs'], 'run')} in turn"
+        )
+        table.add_column("network", no_wrap=True)
+        table.add_column("engine", no_wrap=True)
+        for heading in ("best ms", "median ms", "images/s", "ratio", "of medians", "load s", "to answer s"):
+            table.add_column(heading, justify="right")
+        for heading in ("anon MiB", "file MiB", "high water MiB"):
+            table.add_column(heading, justify="right")
+        for result in results:
+            for number, (engine, one) in enumerate(result["engines"].items()):
+                style = "bold" if engine == "convserve" else ""
+                last = number == len(result["engines"]) - 1
+                table.add_row("" if number else result["title"], *_cells(engine, one), style=style, end_section=last)
+        for number, (engine, mean) in enumerate(geometric_means(results).items()):
+            table.add_row("" if number else "geometric mean", ENGINES[engine].title, "", "", "", f"{mean:.2f}")
+        tables.append(table)
+    return tables
+
+
+def _cells(engine: str, one: Result) -> list[str]:
+    title = ENGINES[engine].title
+    if "best_ms" not in one:
+        return [title, "failed", one["error"]]
+    loaded, after = one["memory"]["after_load"], one["memory"]["after_runs"]
+    return [
+        title,
+        f"{one['best_ms']:.2f}",
+        f"{one['median_ms']:.2f}",
+        f"{one['images_per_s']:.1f}",
+        *(f"{ratio:.2f}" if ratio else "" for ratio in (one["ratio"], one["median_ratio"])),
+        f"{one['load_s']:.3f}",
+        f"{one['first_answer_s']:.3f}",
+        *(f"{size / 2**20:.0f}" for size in (loaded["anonymous_bytes"], loaded["file_bytes"])),
+        f"{after['high_water_bytes'] / 2**20:.0f}",
+    ]
+
+
+def machine_text(document: Result) -> str:
+    """Return processor, versions and date in one line."""
+    machine = document["machine"]
+    engines = ", ".join(f"{ENGINES[engine].title} {text}" for engine, text in document["versions"].items())
+    sets = "AVX-512" if "avx512f" in machine["instruction_sets"] else "AVX2" if machine["instruction_sets"] else ""
+    processors = _plural(machine["processors_available"], "processor")
+    parts = (f"{machine['cpu']}", sets, processors, engines, machine["date"][:10])
+    return ", ".join(part for part in parts if part)
+
+
+def limits_text(document: Result) -> str:
+    """Return machine and measured limits as text."""
+    lines = [machine_text(document)]
+    for threads, limits in document["limits"].items():
+        lines.append(
+            f"measured limits, {_plural(int(threads), 'thread')}: {limits['peak_flops'] / 1e9:.0f} GFLOP/s,"
+            f" reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s"
+        )
+    stolen = max((result["stolen_share"] for result in document["results"]), default=0)
+    lines.append(f"processors stolen by others while a network was measured: at most {stolen:.2f}")
+    return "\n".join(lines)
+
+
+def markdown(document: Result) -> str:
+    """Return the best milliseconds and ratios as Markdown, one table for each number of threads and batch size."""
+    engines = list(document["versions"])
+    blocks = []
+    for threads, batch in _settings(document):
+        results = _results_of(document, (threads, batch))
+        lines = [
+            f"| {_plural(threads, 'thread')}, batch {batch}: best ms | "
+            + " | ".join(ENGINES[engine].title for engine in engines)
+            + " | ratio to the fastest peer |",
+            "|---|" + "---:|" * (len(engines) + 1),
+        ]
+        for result in results:
+            times = [result["engines"][engine].get("best_ms") for engine in engines]
+            ratio = result["engines"].get("convserve", {}).get("ratio")
+            cells = ["failed" if one is None else f"{one:.2f}" for one in times] + [f"{ratio:.2f}" if ratio else ""]
+            lines.append(f"| {result['title']} | " + " | ".join(cells) + " |")
+        mean = geometric_means(results).get("convserve")
+        if mean:
+            lines.append("| geometric mean |" + " |" * len(engines) + f" {mean:.2f} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join([*blocks, machine_text(document) + "."])
+
+
+def main() -> None:
+    """Show a JSON file of an earlier run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Show an earlier benchmark.")
+    parser.add_argument("file", type=Path, help="what benchmarks.run --json wrote")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of tables")
+    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the chart there")
+    options = parser.parse_args()
+    document = json.loads(options.file.read_text(encoding="utf-8"))
+    if options.chart:
+        from benchmarks.chart import draw_chart
+
+        draw_chart(document).save(options.chart)
+    if options.markdown:
+        print(markdown(document))
+        return
+    console = Console()
+    for table in result_tables(document):
+        console.print(table)
+    console.print(limits_text(document), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
