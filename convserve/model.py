@@ -20,7 +20,7 @@ from convserve.plan.plan import Layout, Plan
 from convserve.results import Prediction, ScoreMap
 from convserve.settings import parse_bytes
 
-__all__ = ["Model"]
+__all__ = ["Cancellation", "Model"]
 
 
 class Model:

@@ -5,13 +5,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import grpc
 import numpy as np
 
 from convserve.results import Geometry, PlanBytes, Prediction
-from convserve.server import Repository, Server
+from convserve.server import Limits, Repository, Server
+from convserve.wire import convserve_pb2 as pb
+from convserve.wire import scene
+from convserve.wire.convserve_pb2_grpc import ConvserveStub
 
 PLAN = PlanBytes(arena_bytes=4096, scratch_bytes=512, weight_bytes=1 << 20, score_bytes=0)
 
@@ -23,7 +28,7 @@ def running_server(models: dict[str, Any], **options: Any) -> Iterator[str]:
     started = threading.Event()
 
     async def body() -> None:
-        server = Server(Repository(models), port=0, **options)
+        server = Server(Repository(models), port=0, limits=Limits(**options))
         state.loop, state.stop = asyncio.get_running_loop(), asyncio.Event()
         state.address = await server.start()
         started.set()
@@ -41,10 +46,51 @@ def running_server(models: dict[str, Any], **options: Any) -> Iterator[str]:
         assert not thread.is_alive(), "the server did not stop"
 
 
+@contextmanager
+def stub_of(address: str) -> Iterator[ConvserveStub]:
+    """A channel of its own to a server."""
+    with grpc.insecure_channel(address) as channel:
+        yield ConvserveStub(channel)
+
+
+def image_requests(file: bytes, **header: Any) -> Iterator[pb.ScoreMapRequest]:
+    """The requests of an image file's score map."""
+    yield scene.header_to_message(scene.SceneHeader(None, **header))
+    yield from scene.pieces_to_messages(file)
+
+
+def row_requests(
+    pixels: np.ndarray, *, at_once: int = 7, tell_height: bool = True, **header: Any
+) -> Iterator[pb.ScoreMapRequest]:
+    """The requests of the score map of pixels (height, width, channels), at_once rows a message."""
+    height, width, _ = pixels.shape
+    known = {"width": width, "height": height if tell_height else 0, **header}
+    yield scene.header_to_message(scene.SceneHeader(pixels.dtype.name, **known))
+    for row in range(0, height, at_once):
+        yield from scene.pixels_to_messages(row, pixels[row : row + at_once])
+
+
+def kinds_of(responses: "list[pb.ScoreMapResponse]") -> list[str | None]:
+    """What each response of a score map is."""
+    return [response.WhichOneof("content") for response in responses]
+
+
+def scores_of(responses: "list[pb.ScoreMapResponse]") -> bytes:
+    """The scores of a whole answer, one after another."""
+    assert kinds_of(responses)[0] == "geometry"
+    assert kinds_of(responses)[-1] == "completion"
+    return b"".join(response.rows.scores for response in responses[1:-1])
+
+
 class FakeModel:
     """Has the interface of a Model that the server uses; each part can be replaced."""
 
     window = (28, 28)
+    classes = 2
+    labels: ClassVar[list[str]] = ["zero", "one"]
+    memory_budget = None
+    preprocess = None
+    graph = SimpleNamespace(input_volume=SimpleNamespace(channels=1))
 
     def __init__(
         self,
@@ -55,11 +101,16 @@ class FakeModel:
         self._classify = classify or (lambda images, top: [[Prediction("zero", 0, 0.5)][:top]] * len(images))
         self._stream = stream or (lambda image, classes: FakeStream(rows=3))
 
-    def classify(self, images: list[Any], *, top: int = 5) -> list[list[Prediction]]:
+    def classify(self, images: list[Any], *, top: int = 5, cancellation: Any = None) -> list[list[Prediction]]:
         return self._classify(images, top)
 
-    def score_stream(self, image: Any, *, classes: Any = None) -> "FakeStream":
+    def score_stream(self, image: Any, *, classes: Any = None, memory_budget: int | None = None) -> "FakeStream":
         return self._stream(image, classes)
+
+    def row_stream(
+        self, width: int, *, dtype: str, classes: Any = None, memory_budget: int | None = None
+    ) -> "FakeRows":
+        return FakeRows(self._stream(None, classes))
 
     def plan(self, height: int, width: int) -> PlanBytes:
         return PLAN
@@ -94,6 +145,32 @@ class FakeStream:
 
     def close(self) -> None:
         self.closed.set()
+
+
+class FakeRows:
+    """A row stream that gives a row of a FakeStream for every row that it is fed, and the rest at the end."""
+
+    def __init__(self, stream: FakeStream) -> None:
+        self.plan = stream.plan
+        self._stream = stream
+        self._rows = iter(stream)
+
+    def geometry(self, height: int) -> Geometry:
+        return self._stream.geometry
+
+    def feed(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for _ in rows:
+            yield from islice(self._rows, 1)
+
+    def finish(self) -> Iterator[tuple[int, np.ndarray]]:
+        yield from self._rows
+
+    def cancel(self) -> None:
+        self._stream.close()
+
+    def close(self) -> None:
+        self._rows.close()  # type: ignore[attr-defined]
+        self._stream.released.set()
 
 
 def settled(value: Callable[[], int], *, still_s: float = 0.4, limit_s: float = 10.0) -> int:

@@ -1,37 +1,39 @@
-"""The server over a real socket: answers, errors, flow control, cancellation, draining."""
+"""The server over a real socket: the answers of every method."""
 
-import json
-import logging
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from serving import FakeModel, FakeStream, running_server, settled
+from builder import Builder
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from serving import image_requests, kinds_of, row_requests, running_server, scores_of, stub_of
 
 import convserve
-from convserve import errors
 from convserve.client import Client
+from convserve.graph.ir import Volume
+from convserve.images import decode
+from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.convserve_pb2_grpc import ConvserveStub
-from convserve.wire.status import ERROR_KEY
+from convserve.wire.description import description_from_message, summary_from_message
 
-ROOT = Path(__file__).parents[1]
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT, PAGE = BUNDLED / "digit.png", BUNDLED / "page.png"
-IMAGE = pb.Image(tensor=pb.Tensor(layout=pb.UINT8_HWC, shape=(2, 2, 1), data=bytes(4)))
-SMALL = pb.Image(tensor=pb.Tensor(layout=pb.FP32_NCHW, shape=(1, 1, 2, 2), data=bytes(16)))
+PIXELS = decode(PAGE, channels="gray")
+
+
+def padded_model() -> convserve.Model:
+    build = Builder(Volume(3, 16, 16), seed=4, name="padded")
+    x = build.conv(build.input, 6, 3, pads=1, activation="relu")
+    x = build.pool("MaxPool", x, 2, strides=2)
+    return convserve.load(build.graph(build.conv(x, 5, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -40,36 +42,25 @@ def model() -> convserve.Model:
 
 
 @pytest.fixture(scope="module")
-def address(model: convserve.Model) -> Iterator[str]:
-    with running_server({"digits": model}) as address:
+def padded() -> convserve.Model:
+    return padded_model()
+
+
+@pytest.fixture(scope="module")
+def address(model: convserve.Model, padded: convserve.Model) -> Iterator[str]:
+    with running_server({"digits": model, "padded": padded}) as address:
         yield address
 
 
-@contextmanager
-def stub_of(address: str) -> Iterator[ConvserveStub]:
-    with grpc.insecure_channel(address) as channel:
-        yield ConvserveStub(channel)
-
-
-@contextmanager
-def failing(raised: Exception) -> Iterator[ConvserveStub]:
-    def classify(images: list[Any], top: int) -> Any:
-        raise raised
-
-    with running_server({"fake": FakeModel(classify=classify)}) as address, stub_of(address) as stub:
+@pytest.fixture(scope="module")
+def stub(address: str) -> Iterator[ConvserveStub]:
+    with stub_of(address) as stub:
         yield stub
 
 
-def code_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
-    return error.value.code()
-
-
-# ---- answers
-
-
-def test_classify_answers_as_the_model_does(model: convserve.Model, address: str) -> None:
-    with stub_of(address) as stub:
-        response = stub.Classify(pb.ClassifyRequest(images=[pb.Image(encoded=DIGIT.read_bytes())] * 2, top=3))
+def test_classify_answers_as_the_model_does(model: convserve.Model, stub: ConvserveStub) -> None:
+    images = [pb.Image(encoded=DIGIT.read_bytes())] * 2
+    response = stub.Classify(pb.ClassifyRequest(model="digits", images=images, top=3))
     local = model.classify(DIGIT, top=3)
     assert response.model == "digits"
     for classification in response.classifications:
@@ -82,28 +73,27 @@ def test_classify_answers_as_the_model_does(model: convserve.Model, address: str
     assert response.seconds > 0
 
 
-def test_top_is_five_unless_said(address: str) -> None:
-    with stub_of(address) as stub:
-        response = stub.Classify(pb.ClassifyRequest(images=[pb.Image(encoded=DIGIT.read_bytes())]))
+def test_top_is_five_unless_said(stub: ConvserveStub) -> None:
+    response = stub.Classify(pb.ClassifyRequest(model="digits", images=[pb.Image(encoded=DIGIT.read_bytes())]))
     assert len(response.classifications[0].predictions) == 5
 
 
-def test_preprocessed_values_are_taken_as_they_are(model: convserve.Model, address: str) -> None:
+def test_preprocessed_values_are_taken_as_they_are(model: convserve.Model, stub: ConvserveStub) -> None:
     x = np.random.default_rng(3).random((1, 1, 28, 28), np.float32)
     tensor = pb.Tensor(layout=pb.FP32_NCHW, shape=x.shape, data=x.tobytes())
-    with stub_of(address) as stub:
-        response = stub.Classify(pb.ClassifyRequest(images=[pb.Image(tensor=tensor)], top=11))
+    response = stub.Classify(pb.ClassifyRequest(model="digits", images=[pb.Image(tensor=tensor)], top=11))
     scores = {one.index: one.score for one in response.classifications[0].predictions}
     y = model.run(x)
     assert isinstance(y, np.ndarray)
     assert [np.float32(scores[index]) for index in range(11)] == list(y.ravel())
 
 
-def test_a_stream_is_geometry_then_rows_in_order_then_completion(model: convserve.Model, address: str) -> None:
-    request = pb.ScoreMapRequest(header=pb.ScoreMapHeader(), image=pb.Image(encoded=PAGE.read_bytes()))
-    with stub_of(address) as stub:
-        responses = list(stub.ScoreMap(request))
-    kinds = [response.WhichOneof("content") for response in responses]
+# ---- score maps
+
+
+def test_a_map_is_geometry_then_rows_in_order_then_completion(model: convserve.Model, stub: ConvserveStub) -> None:
+    responses = list(stub.ScoreMap(image_requests(PAGE.read_bytes(), model="digits")))
+    kinds = kinds_of(responses)
     assert kinds[0] == "geometry"
     assert kinds[-1] == "completion"
     assert set(kinds[1:-1]) == {"rows"}
@@ -111,290 +101,213 @@ def test_a_stream_is_geometry_then_rows_in_order_then_completion(model: convserv
     assert len(rows) > 1
     assert [one.first_row for one in rows] == list(np.cumsum([0, *(one.rows for one in rows[:-1])]))
     local = model.score_map(PAGE)
-    assert b"".join(one.scores for one in rows) == local.scores.tobytes()
-    assert responses[0].geometry.plan.arena == model.score_stream(PAGE).plan.arena_bytes
+    assert scores_of(responses) == local.scores.tobytes()
+    plan = model.score_stream(PAGE).plan
+    assert responses[0].geometry.plan.arena == plan.arena_bytes
+    completion = responses[-1].completion
+    assert completion.rows == responses[0].geometry.rows == local.rows
+    assert completion.plan == responses[0].geometry.plan
+    block_bytes = completion.measured_bytes - plan.arena_bytes - plan.scratch_bytes
+    assert 0 < block_bytes < local.scores.nbytes
+    assert completion.seconds > 0
 
 
-def test_eight_threads_get_the_answers_of_one(model: convserve.Model, address: str) -> None:
+@pytest.mark.parametrize("tell_height", [True, False])
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+def test_rows_that_come_in_any_blocks_give_the_same_bits(
+    model: convserve.Model, stub: ConvserveStub, at_once: int, tell_height: bool
+) -> None:
+    requests = row_requests(PIXELS, at_once=at_once, tell_height=tell_height, model="digits")
+    responses = list(stub.ScoreMap(requests))
+    local = model.score_map(PAGE)
+    assert scores_of(responses) == local.scores.tobytes()
+    assert responses[0].geometry.rows == (local.rows if tell_height else 0)
+    assert responses[-1].completion.rows == local.rows
+
+
+@pytest.mark.parametrize("tell_height", [True, False])
+def test_float_rows_are_taken_as_they_are(model: convserve.Model, stub: ConvserveStub, tell_height: bool) -> None:
+    x = np.random.default_rng(8).standard_normal((75, 61, 1)).astype(np.float32)
+    responses = list(stub.ScoreMap(row_requests(x, tell_height=tell_height, model="digits")))
+    assert scores_of(responses) == model.score_map(x.transpose(2, 0, 1)[None]).scores.tobytes()
+
+
+@pytest.mark.parametrize("height", [17, 20, 48])
+@pytest.mark.parametrize("tell_height", [True, False])
+@pytest.mark.parametrize("stride", [None, (6, 4)])
+def test_a_padded_network_tells_its_ring_at_the_end_at_the_latest(
+    padded: convserve.Model, stub: ConvserveStub, height: int, tell_height: bool, stride: tuple[int, int] | None
+) -> None:
+    x = np.random.default_rng(8).standard_normal((height, 40, 3)).astype(np.float32)
+    responses = list(stub.ScoreMap(row_requests(x, tell_height=tell_height, model="padded", stride=stride)))
+    local = padded.score_map(x.transpose(2, 0, 1)[None], stride=stride)
+    assert scores_of(responses) == local.scores.tobytes()
+    geometry = codec.completed_geometry(
+        codec.geometry_from_message(responses[0].geometry), responses[-1].completion
+    )
+    for name in ("rows", "cols", "stride", "window", "offset", "exactness", "ring", "classes", "labels"):
+        assert getattr(geometry, name) == getattr(local, name), name
+    if tell_height:
+        assert vars(codec.geometry_from_message(responses[0].geometry)) == vars(geometry)
+
+
+@pytest.mark.parametrize("stride", [(4, 4), (8, 4), (12, 20), (400, 400)])
+@pytest.mark.parametrize("form", ["file", "rows"])
+def test_a_coarser_stride_keeps_every_so_many_positions(
+    model: convserve.Model, stub: ConvserveStub, stride: tuple[int, int], form: str
+) -> None:
+    options = {"model": "digits", "stride": stride, "classes": [3, "no digit"]}
+    requests = image_requests(PAGE.read_bytes(), **options) if form == "file" else row_requests(PIXELS, **options)
+    responses = list(stub.ScoreMap(requests))
+    local = model.score_map(PAGE, stride=stride, classes=[3, "no digit"])
+    assert scores_of(responses) == local.scores.tobytes()
+    geometry = responses[0].geometry
+    assert (geometry.rows, geometry.cols) == local.scores.shape[:2]
+    assert (geometry.stride.vertical, geometry.stride.horizontal) == stride
+    assert list(geometry.labels) == ["3", "no digit"]
+
+
+def test_scores_come_before_the_image_has_ended(model: convserve.Model, stub: ConvserveStub) -> None:
+    requests = list(row_requests(PIXELS, at_once=8, tell_height=False, model="digits"))
+    seen = threading.Event()
+    sent = []
+
+    def half_then_the_rest() -> Iterator[pb.ScoreMapRequest]:
+        for request in requests:
+            if len(sent) == len(requests) // 2:
+                assert seen.wait(20)
+            sent.append(request)
+            yield request
+
+    call = stub.ScoreMap(half_then_the_rest())
+    early = [next(call), next(call), next(call)]
+    assert len(sent) <= len(requests) // 2
+    seen.set()
+    assert kinds_of(early) == ["geometry", "rows", "rows"]
+    assert scores_of(early + list(call)) == model.score_map(PAGE).scores.tobytes()
+
+
+def test_a_request_may_lower_the_memory_budget_and_not_raise_it(model: convserve.Model) -> None:
+    small = convserve.load(BUNDLED / "digits.convserve", memory_budget="400KiB")
+    with running_server({"small": small}) as address, stub_of(address) as stub:
+        for budget, most in ((0, 400 << 10), (1 << 30, 400 << 10), (280 << 10, 280 << 10)):
+            responses = list(stub.ScoreMap(row_requests(PIXELS, memory_budget=budget)))
+            plan = responses[0].geometry.plan
+            assert plan.arena + plan.scratch <= most
+            assert scores_of(responses) == model.score_map(PAGE).scores.tobytes()
+        with pytest.raises(grpc.RpcError) as error:
+            list(stub.ScoreMap(row_requests(PIXELS, memory_budget=1000)))
+    assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+# ---- models and plans
+
+
+def test_models_are_listed_as_they_are(model: convserve.Model, stub: ConvserveStub) -> None:
+    models = [summary_from_message(one) for one in stub.ListModels(pb.ListModelsRequest()).models]
+    assert models[0] == {
+        "name": "digits",
+        "window": [28, 28],
+        "channels": 1,
+        "classes": 11,
+        "labels": model.labels,
+    }
+    assert (models[1]["name"], models[1]["channels"], models[1]["labels"]) == ("padded", 3, None)
+
+
+@pytest.mark.parametrize("name", ["digits", "padded"])
+def test_a_description_is_the_models_own(
+    model: convserve.Model, padded: convserve.Model, stub: ConvserveStub, name: str
+) -> None:
+    found = description_from_message(stub.DescribeModel(pb.DescribeModelRequest(model=name)))
+    asked = {"digits": model, "padded": padded}[name]
+    described = asked.describe().to_dict()
+
+    def as_json(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: as_json(one) for key, one in value.items()}
+        return [as_json(one) for one in value] if isinstance(value, tuple | list) else value
+
+    for key, value in described.items():
+        if key != "network":
+            assert found[key] == as_json(value), key
+    assert found["preprocess"] == (as_json(asked.preprocess.to_dict()) if asked.preprocess else None)
+    assert len(found["layers"]) > 3
+
+
+@pytest.mark.parametrize("size", [(28, 28), (400, 300), (16384, 16384)])
+@pytest.mark.parametrize("hold_scores", [False, True])
+def test_plans_are_the_models_own(
+    model: convserve.Model, stub: ConvserveStub, size: tuple[int, int], hold_scores: bool
+) -> None:
+    request = pb.PlanMemoryRequest(model="digits", height=size[0], width=size[1], hold_scores=hold_scores)
+    response = stub.PlanMemory(request)
+    plan = model.plan(*size, hold_scores=hold_scores)
+    assert response.total == plan.total_bytes
+    assert codec.plan_from_message(response.plan).total_bytes == plan.total_bytes
+    assert response.plan.weights == plan.weight_bytes
+    assert response.threads == plan.threads
+    assert bool(response.plan.scores) == hold_scores
+
+
+def test_a_plan_that_does_not_fit_names_the_bytes_that_would_do(stub: ConvserveStub) -> None:
+    request = pb.PlanMemoryRequest(model="digits", height=400, width=400, memory_budget=4096)
+    with pytest.raises(grpc.RpcError) as error:
+        stub.PlanMemory(request)
+    assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    found = re.search(r"at least ([\d,]+) bytes", error.value.details())
+    assert found
+    enough = int(found[1].replace(",", ""))
+    request.memory_budget = enough
+    assert stub.PlanMemory(request).total <= enough
+
+
+# ---- many at once
+
+
+def test_a_thousand_mixed_requests_of_eight_threads_get_the_answers_of_one(model: convserve.Model) -> None:
     rng = np.random.default_rng(11)
     fields = [rng.integers(0, 256, (28, 28, 1), np.uint8) for _ in range(10)]
     pages = [rng.integers(0, 256, (40 + 9 * n, 90 - 7 * n, 1), np.uint8) for n in range(6)]
     predictions = [model.classify(field) for field in fields]
-    maps = [model.score_map(page).scores for page in pages]
+    maps = [model.score_map(page).scores.tobytes() for page in pages]
+    total = model.plan(300, 200).total_bytes
 
     def ask(number: int) -> bool:
-        if number % 3:
-            return client.classify(fields[number % 10]) == predictions[number % 10]
-        return np.array_equal(client.score_map(pages[number % 6]).scores, maps[number % 6])
+        page = pages[number % 6]
+        match number % 5:
+            case 0:
+                return scores_of(list(stub.ScoreMap(row_requests(page, at_once=1 + number % 40)))) == maps[number % 6]
+            case 1:
+                rows = row_requests(page, tell_height=False)
+                return scores_of(list(stub.ScoreMap(rows))) == maps[number % 6]
+            case 2:
+                return stub.PlanMemory(pb.PlanMemoryRequest(height=300, width=200)).total == total
+        return client.classify(fields[number % 10]) == predictions[number % 10]
 
-    with Client(address) as client, ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, range(240)))
-
-
-# ---- errors
-
-
-@pytest.mark.parametrize(
-    ("raised", "code"),
-    [
-        (errors.ShapeError("a size"), grpc.StatusCode.INVALID_ARGUMENT),
-        (errors.ImageError("a picture"), grpc.StatusCode.INVALID_ARGUMENT),
-        (errors.ModelNotFoundError("a model"), grpc.StatusCode.NOT_FOUND),
-        (errors.MemoryBudgetError("12 bytes"), grpc.StatusCode.FAILED_PRECONDITION),
-        (errors.RunCancelled("stopped"), grpc.StatusCode.CANCELLED),
-        (errors.UnsupportedOpError("an op"), grpc.StatusCode.INTERNAL),
-    ],
-)
-def test_an_exception_of_ours_becomes_its_status_with_its_text(raised: Exception, code: grpc.StatusCode) -> None:
-    with failing(raised) as stub, pytest.raises(grpc.RpcError) as error:
-        stub.Classify(pb.ClassifyRequest(images=[IMAGE]))
-    assert code_of(error) == code
-    assert error.value.details() == str(raised)
-    assert dict(error.value.trailing_metadata())[ERROR_KEY] == type(raised).__name__
-
-
-def test_any_other_exception_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    with failing(ZeroDivisionError("a secret path")) as stub, caplog.at_level(logging.ERROR, "convserve.server"):
-        with pytest.raises(grpc.RpcError) as error:
-            stub.Classify(pb.ClassifyRequest(images=[IMAGE]))
-        assert code_of(error) == grpc.StatusCode.INTERNAL
-        assert error.value.details() == "internal error"
-    assert "a secret path" in caplog.text
-    assert "Traceback" in caplog.text
-
-
-def test_an_endless_text_is_cut_so_that_the_status_arrives() -> None:
-    with failing(errors.InputError("x" * 100_000)) as stub, pytest.raises(grpc.RpcError) as error:
-        stub.Classify(pb.ClassifyRequest(images=[IMAGE]))
-    assert code_of(error) == grpc.StatusCode.INVALID_ARGUMENT
-    assert set(error.value.details()) == {"x"}
-
-
-def test_an_exception_in_the_middle_of_a_stream_is_told() -> None:
-    stream = FakeStream(rows=9, fail_at=4)
     with (
-        running_server({"fake": FakeModel(stream=lambda image, classes: stream)}) as address,
+        running_server({"digits": model}) as address,
+        Client(address) as client,
         stub_of(address) as stub,
+        ThreadPoolExecutor(8) as pool,
     ):
-        call = stub.ScoreMap(pb.ScoreMapRequest(image=IMAGE))
-        with pytest.raises(grpc.RpcError) as error:
-            list(call)
-    assert code_of(error) == grpc.StatusCode.INTERNAL
-    assert error.value.details() == "internal error"
-    assert stream.closed.is_set()
+        assert all(pool.map(ask, range(1000)))
 
 
-@pytest.mark.parametrize(
-    ("request_", "code", "text"),
-    [
-        (pb.ClassifyRequest(), grpc.StatusCode.INVALID_ARGUMENT, "0 images"),
-        (pb.ClassifyRequest(images=[pb.Image()] * 1025), grpc.StatusCode.INVALID_ARGUMENT, "1025 images"),
-        (pb.ClassifyRequest(images=[pb.Image()]), grpc.StatusCode.INVALID_ARGUMENT, "empty"),
-        (pb.ClassifyRequest(images=[pb.Image(encoded=b"GIF89a")]), grpc.StatusCode.INVALID_ARGUMENT, "image"),
-        (pb.ClassifyRequest(images=[SMALL]), grpc.StatusCode.INVALID_ARGUMENT, "(N, 1, 28, 28)"),
-        (pb.ClassifyRequest(model="x" * 9000, images=[IMAGE]), grpc.StatusCode.NOT_FOUND, "digits"),
-        (
-            pb.ClassifyRequest(images=[pb.Image(tensor=pb.Tensor(layout=1, shape=(2**62, 4, 4), data=b""))]),
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "shape",
-        ),
-    ],
-)
-def test_bad_classify_requests(address: str, request_: pb.ClassifyRequest, code: grpc.StatusCode, text: str) -> None:
-    with stub_of(address) as stub:
-        with pytest.raises(grpc.RpcError) as error:
-            stub.Classify(request_)
-        assert code_of(error) == code
-        assert text in error.value.details()
-        assert stub.Classify(pb.ClassifyRequest(images=[pb.Image(encoded=DIGIT.read_bytes())])).classifications
+# ---- reflection
 
 
-@pytest.mark.parametrize(
-    ("request_", "text"),
-    [
-        (pb.ScoreMapRequest(), "no image"),
-        (pb.ScoreMapRequest(image=pb.Image()), "empty"),
-        (pb.ScoreMapRequest(image=IMAGE), "28x28"),
-        (
-            pb.ScoreMapRequest(
-                image=pb.Image(encoded=PAGE.read_bytes()), header=pb.ScoreMapHeader(classes=[pb.ClassChoice(index=11)])
-            ),
-            "class 11",
-        ),
-    ],
-)
-def test_bad_score_map_requests(address: str, request_: pb.ScoreMapRequest, text: str) -> None:
-    with stub_of(address) as stub, pytest.raises(grpc.RpcError) as error:
-        list(stub.ScoreMap(request_))
-    assert code_of(error) == grpc.StatusCode.INVALID_ARGUMENT
-    assert text in error.value.details()
-
-
-def test_a_nameless_request_to_several_models_is_told_their_names() -> None:
-    with running_server({"one": FakeModel(), "two": FakeModel()}) as address, stub_of(address) as stub:
-        assert stub.Classify(pb.ClassifyRequest(model="two", images=[IMAGE])).model == "two"
-        with pytest.raises(grpc.RpcError) as error:
-            stub.Classify(pb.ClassifyRequest(images=[IMAGE]))
-    assert code_of(error) == grpc.StatusCode.NOT_FOUND
-    assert "one, two" in error.value.details()
-
-
-def test_a_request_longer_than_allowed_is_refused_and_the_server_goes_on() -> None:
-    with running_server({"fake": FakeModel()}, message_bytes=1 << 20) as address, stub_of(address) as stub:
-        with pytest.raises(grpc.RpcError) as error:
-            stub.Classify(pb.ClassifyRequest(images=[pb.Image(encoded=bytes(2 << 20))]))
-        assert code_of(error) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert stub.Classify(pb.ClassifyRequest(images=[IMAGE])).model == "fake"
-
-
-def test_a_deadline_ends_the_call_and_the_server_goes_on() -> None:
-    release = threading.Event()
-
-    def slow(images: list[Any], top: int) -> Any:
-        release.wait(20)
-        return [[]] * len(images)
-
-    with running_server({"slow": FakeModel(classify=slow), "fake": FakeModel()}) as address, stub_of(address) as stub:
-        with pytest.raises(grpc.RpcError) as error:
-            stub.Classify(pb.ClassifyRequest(model="slow", images=[IMAGE]), timeout=0.3)
-        assert code_of(error) == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert stub.Classify(pb.ClassifyRequest(model="fake", images=[IMAGE]), timeout=10).model == "fake"
-        release.set()
-
-
-# ---- flow control and cancellation
-
-WIDE = {"cols": 1 << 16, "classes": 2}  # half a MiB a row
-MANY_ROWS = 400
-
-
-@contextmanager
-def wide_stream() -> Iterator[tuple[ConvserveStub, FakeStream]]:
-    stream = FakeStream(rows=MANY_ROWS, **WIDE)
-    fake = FakeModel(stream=lambda image, classes: stream)
-    with running_server({"fake": fake}) as address, stub_of(address) as stub:
-        yield stub, stream
-
-
-def test_a_slow_reader_holds_the_run_back() -> None:
-    with wide_stream() as (stub, stream):
-        call = stub.ScoreMap(pb.ScoreMapRequest(image=IMAGE))
-        for _ in range(3):
-            next(call)
-        # what has been taken and not read lies in transport windows of a few MiB; the map has 200 MiB
-        assert settled(lambda: stream.taken) < 40
-        rest = [response.rows.rows for response in call if response.WhichOneof("content") == "rows"]
-        assert sum(rest) + 2 == MANY_ROWS
-
-
-@pytest.mark.parametrize("how", ["cancel", "deadline", "vanish"])
-def test_a_reader_that_goes_away_ends_the_run(how: str) -> None:
-    stream = FakeStream(rows=MANY_ROWS, **WIDE)
-    fake = FakeModel(stream=lambda image, classes: stream)
-    with running_server({"fake": fake}) as address:
-        channel = grpc.insecure_channel(address)
-        timeout = 1.0 if how == "deadline" else None
-        call = ConvserveStub(channel).ScoreMap(pb.ScoreMapRequest(image=IMAGE), timeout=timeout)
-        assert [next(call).WhichOneof("content") for _ in range(2)] == ["geometry", "rows"]
-        if how == "cancel":
-            call.cancel()
-        elif how == "vanish":
-            channel.close()
-        assert stream.closed.wait(10)
-        assert stream.released.wait(10)
-        assert settled(lambda: stream.taken) < MANY_ROWS
-        channel.close()
-        with Client(address) as client:
-            assert client.classify(np.zeros((2, 2, 1), np.uint8))
-
-
-def test_a_storm_of_cancelled_calls_leaves_the_server_answering(model: convserve.Model, address: str) -> None:
-    request = pb.ScoreMapRequest(image=pb.Image(encoded=PAGE.read_bytes()))
-    with stub_of(address) as stub:
-        for number in range(60):
-            call = stub.ScoreMap(request)
-            if number % 2:
-                next(call)
-            call.cancel()
-        assert list(stub.ScoreMap(request))[-1].WhichOneof("content") == "completion"
-
-
-# ---- the process
-
-
-@contextmanager
-def server_process(*options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    command = [sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = re.match(r"listening on (127\.0\.0\.1:\d+) with digits$", process.stdout.readline().strip())
-            assert found, process.stderr and process.stderr.read()
-            yield process, found[1]
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_server_ends_with_0(number: signal.Signals) -> None:
-    with server_process() as (process, address):
-        with Client(address) as client:
-            assert client.classify(DIGIT)[0].label == "3"
-        process.send_signal(number)
-        assert process.wait(20) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-
-
-def test_sigterm_lets_a_map_in_work_end_and_refuses_new_calls() -> None:
-    image = np.random.default_rng(5).integers(0, 256, (1500, 1500, 1), np.uint8)
-    with server_process() as (process, address), grpc.insecure_channel(address) as channel:
-        tensor = pb.Tensor(layout=pb.UINT8_HWC, shape=image.shape, data=image.tobytes())
-        call = ConvserveStub(channel).ScoreMap(pb.ScoreMapRequest(image=pb.Image(tensor=tensor)))
-        geometry = next(call).geometry
-        next(call)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        with Client(address, timeout=5) as client, pytest.raises(errors.ServerUnavailable):
-            client.classify(DIGIT)
-        assert process.poll() is None
-        responses = list(call)
-        assert sum(response.rows.rows for response in responses) < geometry.rows
-        assert responses[-1].WhichOneof("content") == "completion"
-        assert process.wait(20) == 0
-
-
-def test_the_streamed_map_has_the_local_bits_with_other_threads_and_budget(model: convserve.Model) -> None:
-    local = model.score_map(PAGE)
-    for options in (["--threads", "1"], ["--threads", "3"], ["--memory-budget", "300KiB"]):
-        with server_process(*options) as (_, address), Client(address) as client:
-            found = client.score_map(PAGE)
-        assert np.array_equal(found.scores, local.scores)
-
-
-def test_two_servers_do_not_share_a_port() -> None:
-    with server_process() as (_, address):
-        port = address.rpartition(":")[2]
-        second = subprocess.run(
-            [sys.executable, "-m", "convserve", "serve", "--port", port],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**os.environ, "GRPC_VERBOSITY": "NONE"},
-        )
-    assert second.returncode == 1
-    assert second.stdout == ""
-    assert "cannot listen on 127.0.0.1:" + port in second.stderr
-
-
-def test_serve_prints_json_on_request() -> None:
-    command = [sys.executable, "-m", "convserve", "serve", "--port", "0", "--json", f"a=b={BUNDLED}/digits.convserve"]
-    with subprocess.Popen(
-        [*command[:-1], f"numbers={BUNDLED}/digits.convserve"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        text = "".join(iter(process.stdout.readline, "}\n")) + "}"
-        process.terminate()
-        assert process.wait(20) == 0
-    assert json.loads(text)["models"] == ["numbers"]
+def test_reflection_tells_services_and_messages(address: str) -> None:
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="convserve.v1.Convserve"),
+    ]
+    with grpc.insecure_channel(address) as channel:
+        services, files = ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))
+    names = {service.name for service in services.list_services_response.service}
+    assert names == {
+        "convserve.v1.Convserve", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
+    }  # fmt: skip
+    found = [FileDescriptorProto.FromString(file) for file in files.file_descriptor_response.file_descriptor_proto]
+    methods = {method.name for file in found for service in file.service for method in service.method}
+    assert methods == {"Classify", "ScoreMap", "ListModels", "DescribeModel", "PlanMemory"}

@@ -102,7 +102,7 @@ def test_every_module_says_what_is_public(path: Path) -> None:
     names: set[str] = set()
     public: list[str] | None = None
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}

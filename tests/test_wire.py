@@ -202,7 +202,8 @@ def test_every_exception_has_a_status_and_comes_back_as_itself() -> None:
         (errors.ModelNotFoundError, grpc.StatusCode.NOT_FOUND),
         (errors.MemoryBudgetError, grpc.StatusCode.FAILED_PRECONDITION),
         (errors.RunCancelled, grpc.StatusCode.CANCELLED),
-        (errors.ModelFormatError, grpc.StatusCode.INTERNAL),
+        (errors.ModelFormatError, grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.ServerBusy, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.ServerUnavailable, grpc.StatusCode.UNAVAILABLE),
     ],
 )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import grpc
 
-from convserve.engine.engine import Cancellation
 from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeError
+from convserve.model import Cancellation
 from convserve.results import Prediction
 from convserve.server.admission import Admission
 from convserve.server.incoming import Incoming, with_channels
