@@ -1,28 +1,28 @@
 """The client: what it imports, what it sends, how it reads answers and errors."""
 
+import asyncio
 import io
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent import futures
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from foreign import foreign_server
 from PIL import Image
-from serving import FakeModel, FakeStream, running_server
+from serving import running_server
 
 import convserve
 from convserve import errors
-from convserve.client import Client
-from convserve.client.exchange import MapCollector, image_to_message
+from convserve.client import AsyncClient, Client
+from convserve.client.answers import MapCollector, MapReader
+from convserve.client.requests import classify_requests, image_message, scene_of
 from convserve.images import decode
+from convserve.results import Geometry, PlanBytes
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
-from convserve.wire.convserve_pb2_grpc import ConvserveServicer, add_ConvserveServicer_to_server
+from convserve.wire.convserve_pb2_grpc import ConvserveServicer
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = Path(convserve.__file__).parent / "bundled"
@@ -39,47 +39,6 @@ def model() -> convserve.Model:
 def client(model: convserve.Model) -> Iterator[Client]:
     with running_server({"digits": model}) as address, Client(address) as client:
         yield client
-
-
-@contextmanager
-def foreign_server(servicer: ConvserveServicer) -> Iterator[str]:
-    """A server that answers as the test wants, with nothing of ours in between."""
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    add_ConvserveServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
-
-
-# ---- imports
-
-
-def imported(statement: str) -> set[str]:
-    code = f"import sys\n{statement}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def test_the_client_imports_no_engine_and_no_model_format() -> None:
-    modules = imported("import convserve.client; convserve.Client('localhost:1')")
-    assert "convserve.client.client" in modules
-    unwanted = ("convserve.engine", "convserve.kernels", "convserve.plan", "convserve.model", "convserve.formats")
-    assert not {name for name in modules if name.startswith(unwanted)}
-    assert not modules & {"onnx", "PIL", "safetensors", "rich"}
-
-
-def test_the_package_imports_nothing_until_a_name_is_used() -> None:
-    assert {name for name in imported("import convserve") if name.startswith("convserve")} == {"convserve"}
-
-
-def test_every_public_name_exists() -> None:
-    for name in convserve.__all__:
-        assert getattr(convserve, name) is not None
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = convserve.nonsense  # type: ignore[attr-defined]
 
 
 # ---- answers
@@ -105,6 +64,27 @@ def test_preprocessed_values_give_the_local_answer(model: convserve.Model, clien
     assert client.classify(x) == model.classify(x)
     wide = np.random.default_rng(2).random((1, 1, 40, 50), np.float32)
     assert np.array_equal(client.score_map(wide).scores, model.score_map(wide).scores)
+
+
+def test_every_kind_of_image_gives_the_local_score_map(model: convserve.Model, client: Client) -> None:
+    local = model.score_map(PAGE).scores
+    gray = decode(PAGE, channels="gray")
+    for image in [*kinds_of(PAGE), gray[:, :, 0], np.asfortranarray(gray)]:
+        assert np.array_equal(client.score_map(image).scores, local), type(image)
+
+
+def test_long_lists_are_parted_and_answered_in_order(
+    model: convserve.Model, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = list(np.random.default_rng(4).integers(0, 256, (7, 28, 28, 1), np.uint8))
+    whole = client.classify(images)
+    for name, value in (("GROUP_IMAGES", 3), ("GROUP_BYTES", 2000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"convserve.client.requests.{name}", value)
+            groups = [len(one.images) for one in classify_requests(images, model="", top=1)]
+            assert len(groups) > 2
+            assert sum(groups) == 7
+            assert client.classify(images) == whole == model.classify(images)
 
 
 @pytest.mark.parametrize("progress", [False, True])
@@ -140,8 +120,12 @@ def test_a_pillow_image_of_any_mode_arrives_as_it_is_decoded_here(mode: str) -> 
     ramp = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
     picture = Image.fromarray(np.asarray(ramp, np.uint16) * 257) if mode == "I;16" else ramp.convert(mode)
     assert picture.mode == mode
-    sent = image_to_message(picture)
-    assert np.array_equal(decode(sent.encoded, channels="gray"), decode(picture, channels="gray"))
+    wanted = decode(picture, channels="gray")
+    assert np.array_equal(decode(image_message(picture).encoded, channels="gray"), wanted)
+    sent = scene_of(picture)
+    [piece] = sent.pieces()
+    rows = np.frombuffer(piece.rows.pixels, np.uint8).reshape(sent.height, sent.width, sent.channels)
+    assert np.array_equal(decode(rows, channels="gray"), wanted)
 
 
 def test_a_turned_photograph_arrives_upright() -> None:
@@ -150,7 +134,7 @@ def test_a_turned_photograph_arrives_upright() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(stream, "PNG", exif=exif)
     picture = Image.open(stream)
-    sent = image_to_message(picture)
+    sent = image_message(picture)
     assert decode(sent.encoded, channels="gray").shape == (6, 4, 1)
     assert np.array_equal(decode(sent.encoded, channels="gray"), decode(stream.getvalue(), channels="gray"))
 
@@ -184,31 +168,35 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
         client.classify(NOTHING)
 
 
-def test_the_timeout_of_client_and_of_call() -> None:
-    stopped = FakeStream(rows=1 << 30, cols=1)
-    fake = FakeModel(stream=lambda image, classes: stopped)
-    with running_server({"fake": fake}) as address:
-        with Client(address, timeout=0.5) as client, pytest.raises(errors.RunCancelled, match=r"0\.5 s"):
-            client.score_map(NOTHING)
-        with Client(address) as client, pytest.raises(errors.RunCancelled, match=r"0\.25 s"):
-            client.score_map(NOTHING, timeout=0.25)
-
-
 @pytest.mark.parametrize(
-    "arguments", [{"address": ""}, {"address": "x:1", "timeout": 0}, {"address": "x:1", "tls": "/no/roots.pem"}]
+    "arguments", [
+        {"address": ""},
+        {"address": "x:1", "timeout": 0},
+        {"address": "x:1", "tls": "/no/roots.pem"},
+        {"address": "x:1", "retries": -1},
+    ],
 )
-def test_wrong_options_of_a_client(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_wrong_options_of_a_client(kind: type, arguments: dict[str, Any]) -> None:
     with pytest.raises(errors.InputError):
-        Client(**arguments)
+        kind(**arguments)
 
 
-def test_a_refusal_of_grpc_itself_is_a_remote_error() -> None:
+def test_a_closed_client_says_so() -> None:
+    client = Client("127.0.0.1:1")
+    client.close()
+    with pytest.raises(errors.InputError, match="closed"):
+        client.list_models()
+
+
+def test_a_request_that_is_too_long_is_a_remote_error_and_not_tried_again(model: convserve.Model) -> None:
     with (
-        running_server({"fake": FakeModel()}, message_bytes=1 << 16) as address,
+        running_server({"digits": model}, message_bytes=1 << 16) as address,
         Client(address) as client,
-        pytest.raises(errors.RemoteError, match="RESOURCE_EXHAUSTED"),
+        pytest.raises(errors.RemoteError, match="RESOURCE_EXHAUSTED") as raised,
     ):
         client.classify(bytes(1 << 17))
+    assert type(raised.value) is errors.RemoteError
 
 
 def test_the_token_is_sent() -> None:
@@ -233,26 +221,33 @@ def test_answers_for_another_number_of_images_are_refused() -> None:
         client.classify(NOTHING)
 
 
-STREAM = FakeStream(rows=3)
-GEOMETRY = pb.ScoreMapResponse(geometry=codec.geometry_to_message(STREAM.geometry, STREAM.plan, model="m"))
+PLACE = Geometry(rows=3, cols=4, stride=(4, 4), window=(28, 28), classes=[0, 1], labels=["a", "b"])
+PLAN = PlanBytes(arena_bytes=4096, scratch_bytes=512, weight_bytes=1 << 20)
+SCORES = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+GEOMETRY = pb.ScoreMapResponse(geometry=codec.geometry_to_message(PLACE, PLAN, model="m"))
 ROWS = [
-    pb.ScoreMapResponse(rows=message) for first, scores in STREAM for message in codec.rows_to_messages(first, scores)
+    pb.ScoreMapResponse(rows=message)
+    for row in range(3)
+    for message in codec.rows_to_messages(row, SCORES[row : row + 1])
 ]
-END = pb.ScoreMapResponse(completion=pb.Completion(seconds=0.25))
+END = pb.ScoreMapResponse(completion=codec.completion_to_message(PLACE, PLAN, seconds=0.25, measured_bytes=77))
 
 
 def collected(responses: list[pb.ScoreMapResponse]) -> convserve.ScoreMap:
-    collector = MapCollector()
-    for response in responses:
-        collector.add(response)
-    return collector.result()
+    reader = MapReader(responses[0] if responses else pb.ScoreMapResponse())
+    collector = MapCollector(reader.geometry)
+    for response in responses[1:]:
+        if block := reader.read(response):
+            collector.add(*block)
+    reader.end()
+    return collector.result(reader.geometry, plan=reader.plan, seconds=reader.seconds)
 
 
 def test_a_whole_stream_is_a_map() -> None:
     found = collected([GEOMETRY, *ROWS, END])
-    assert np.array_equal(found.scores, np.concatenate([STREAM.row(number) for number in range(3)]))
+    assert np.array_equal(found.scores, SCORES)
     assert found.seconds == 0.25
-    assert found.plan == STREAM.plan
+    assert found.plan == PLAN
 
 
 @pytest.mark.parametrize(
@@ -267,6 +262,8 @@ def test_a_whole_stream_is_a_map() -> None:
         [GEOMETRY, ROWS[1], ROWS[0], ROWS[2], END],
         [GEOMETRY, ROWS[0], *ROWS, END],
         [GEOMETRY, *ROWS, ROWS[2], END],
+        [GEOMETRY, *ROWS, END, END],
+        [GEOMETRY, *ROWS, END, ROWS[2]],
         [GEOMETRY, GEOMETRY, *ROWS, END],
         [*ROWS, END],
         [GEOMETRY, pb.ScoreMapResponse(), END],
@@ -282,3 +279,60 @@ def test_a_map_that_no_memory_holds_is_refused() -> None:
     huge.geometry.rows, huge.geometry.cols = 1 << 40, 1 << 40
     with pytest.raises(errors.MemoryBudgetError):
         collected([huge])
+
+
+# ---- questions about models
+
+
+def test_models_descriptions_and_plans_are_the_local_ones(model: convserve.Model, client: Client) -> None:
+    [summary] = client.list_models()
+    assert (summary["name"], tuple(summary["window"]), summary["labels"]) == ("digits", model.window, model.labels)
+    described, local = client.describe(model="digits"), model.describe().to_dict()
+    assert described["flops"] == local["flops"] > 0
+    assert [layer["name"] for layer in described["layers"]] == [layer["name"] for layer in local["layers"]]
+    assert described["preprocess"]["channels"] == "gray"
+    plan, here = client.plan(200, 320, batch=2, hold_scores=True), model.plan(200, 320, batch=2, hold_scores=True)
+    for name in ("arena_bytes", "scratch_bytes", "weight_bytes", "score_bytes", "total_bytes"):
+        assert getattr(plan, name) == getattr(here, name), name
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda client: client.describe(model="vgg"), errors.ModelNotFoundError, "digits"),
+        (lambda client: client.plan(0, 28), errors.InputError, "height is 0"),
+        (lambda client: client.plan(20, 28), errors.ShapeError, "28x28"),
+        (lambda client: client.plan(2000, 2000, memory_budget="1KiB"), errors.MemoryBudgetError, "budget"),
+        (lambda client: client.plan(28, 28, memory_budget="lots"), errors.SettingError, "lots"),
+    ],
+)
+def test_questions_that_have_no_answer(client: Client, call: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text) as raised:
+        call(client)
+    assert type(raised.value) is error
+
+
+# ---- in an event loop
+
+
+def test_the_asynchronous_client_gives_the_same_answers(model: convserve.Model, client: Client) -> None:
+    async def ask(address: str) -> list[Any]:
+        async with AsyncClient(address) as waiting:
+            found = await asyncio.gather(
+                waiting.classify(DIGIT),
+                waiting.classify([DIGIT, DIGIT], top=2),
+                waiting.score_map(PAGE),
+                waiting.list_models(),
+                waiting.describe(),
+                waiting.plan(200, 320),
+            )
+            with pytest.raises(errors.ModelNotFoundError):
+                await waiting.classify(DIGIT, model="vgg")
+            return found
+
+    with running_server({"digits": model}) as address:
+        one, two, page, models, described, plan = asyncio.run(ask(address))
+    assert one == client.classify(DIGIT)
+    assert two == client.classify([DIGIT, DIGIT], top=2)
+    assert np.array_equal(page.scores, model.score_map(PAGE).scores)
+    assert (models, described, plan) == (client.list_models(), client.describe(), client.plan(200, 320))

@@ -169,9 +169,24 @@ class Waiting:
 class _WaitingCall:
     def __init__(self, call: Any) -> None:
         self._call, self._responses = call, aiter(call)
+        self._refusal: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note)
+
+    def _note(self, call: Any) -> None:
+        # The status as it came: gRPC overwrites it with INTERNAL where a write fails since the server has refused
+        # (github.com/grpc/grpc/issues/36066). It is there by now, so nothing waits.
+        code = drive(call.code())
+        if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+            trailers, text = drive(call.trailing_metadata()), drive(call.details())
+            self._refusal = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, text)
 
     async def read(self) -> Any:
-        return await anext(self._responses, None)
+        try:
+            return await anext(self._responses, None)
+        except grpc.aio.AioRpcError:
+            if self._refusal is not None:
+                raise self._refusal from None
+            raise
 
     def cancel(self) -> None:
         self._call.cancel()
