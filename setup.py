@@ -54,7 +54,7 @@ def extension(name: str, *sources: str) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *sources],
         include_dirs=["convserve/kernels"],
-        depends=[f"convserve/kernels/cs_{part}.h" for part in ("kernels", "body", "functions")],
+        depends=[f"convserve/kernels/cs_{part}.h" for part in ("kernels", "body", "functions", "winograd")],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
     )
@@ -66,6 +66,7 @@ setup(
             extension("convserve.kernels.dispatch", *MICRO_KERNELS),
             extension("convserve.kernels.im2col"),
             extension("convserve.kernels.gemm"),
+            extension("convserve.kernels.winograd"),
             extension("convserve.kernels.pool"),
             extension("convserve.kernels.lrn"),
             extension("convserve.kernels.elementwise"),

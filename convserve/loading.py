@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convserve.errors import InputError, ModelFormatError, ModelNotFoundError
+from convserve.formats.algorithms import ALGORITHMS, choose_algorithms
 from convserve.formats.container import is_container, read_container
 from convserve.formats.onnx import load_onnx
 from convserve.formats.packing import pack_graph
@@ -38,8 +39,8 @@ def load(
     window: (height, width) for an ONNX file that leaves its input size open.
     Raises ModelNotFoundError, ModelFormatError, UnsupportedOpError, InputError.
     """
-    if algorithm not in ("auto", "gemm"):
-        raise InputError(f"algorithm is {algorithm!r}; allowed: auto, gemm")
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm is {algorithm!r}; allowed: {', '.join(ALGORITHMS)}")
     if fit != "floor":
         raise InputError(f"fit is {fit!r}; allowed: floor")
     if threads is not None and not 1 <= threads <= 256:
@@ -61,7 +62,7 @@ def load(
             preprocess = Preprocess.from_dict(container.preprocess)
         labels = container.labels if labels is None else labels
         name = Path(source).stem
-    graph = replace(graph, name=name or graph.name)
+    graph = choose_algorithms(replace(graph, name=name or graph.name), algorithm)
     return Model(
         graph,
         name=graph.name,

@@ -10,6 +10,7 @@ from convserve.dense import RowStream, ScoreStream
 from convserve.engine.engine import Cancellation, Engine
 from convserve.engine.source import ImageRows
 from convserve.errors import InputError, ShapeError
+from convserve.formats.packing import is_winograd
 from convserve.graph.ir import Graph, Output
 from convserve.graph.ops import infer_volumes
 from convserve.images.decode import ImageSource, decode
@@ -62,6 +63,11 @@ class Model:
         """Bytes that each run may take; None where only CONVSERVE_MEMORY_BUDGET says."""
         budget: int | None = self._options["memory_budget"]
         return budget
+
+    @property
+    def algorithm(self) -> str:
+        """ "gemm" where every sum has the same bits wherever its window lies, "winograd" where some layers run so."""
+        return "winograd" if any(is_winograd(node) for node in self.graph.nodes) else "gemm"
 
     @property
     def classes(self) -> int:

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "plan": GROUND | {"graph", "formats"},
     "engine": GROUND | {"graph", "formats", "plan", "kernels"},
     "dense": GROUND | {"graph", "plan", "engine"},
-    "model": GROUND | {"graph", "images", "plan", "engine", "dense"},
+    "model": GROUND | {"graph", "formats", "images", "plan", "engine", "dense"},
     "loading": GROUND | {"graph", "formats", "images", "model"},
     "client": GROUND | {"wire", "images"},
     "server": GROUND | {"wire", "images", "dense", "model", "loading"},

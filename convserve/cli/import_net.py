@@ -30,6 +30,12 @@ def register(commands: Any) -> None:
     parser.add_argument("--scale", type=float, metavar="F", help="factor of each byte, before mean and std (default 1)")
     parser.add_argument("--mean", type=_numbers, metavar="F,F,F", help="subtracted from each channel")
     parser.add_argument("--std", type=_numbers, metavar="F,F,F", help="divides each channel")
+    parser.add_argument(
+        "--algorithm",
+        choices=("auto", "gemm"),
+        default="auto",
+        help="auto: beside the weights also those transformed for Winograd, where it is faster; gemm: without them",
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if given:
         given.setdefault("channels", "rgb")
     preprocess = Preprocess(**given) if given else None
-    model = load(args.net, preprocess=preprocess, labels=args.labels, window=args.window)
+    model = load(args.net, preprocess=preprocess, labels=args.labels, window=args.window, algorithm=args.algorithm)
     write_container(args.output, model.graph, preprocess=model.preprocess, labels=model.labels)
     size_bytes = Path(args.output).stat().st_size
     window = model.window and list(model.window)

@@ -16,6 +16,7 @@ from convserve.kernels.elementwise cimport (ADD, AFFINE, COPY, MUL, RELU, SHUFFL
 from convserve.kernels.gemm cimport conv_rows, depthwise_rows
 from convserve.kernels.lrn cimport lrn_rows
 from convserve.kernels.pool cimport average_pool_rows, max_pool_rows
+from convserve.kernels.winograd cimport winograd_input_rows, winograd_output_rows
 from convserve.kernels.rows cimport Op, RowKernel
 
 __all__ = ["Executor"]
@@ -32,6 +33,10 @@ cdef RowKernel kernel_of(str kind, bint depthwise) except NULL:
         return max_pool_rows
     if kind in ("AveragePool", "GlobalAveragePool"):
         return average_pool_rows
+    if kind == "WinogradInput":
+        return winograd_input_rows
+    if kind == "WinogradOutput":
+        return winograd_output_rows
     if kind == "LRN":
         return lrn_rows
     if kind in ("Add", "Mul"):
@@ -107,7 +112,10 @@ cdef class Executor:
         op.dilation_h, op.dilation_w = vertical.dilation, horizontal.dilation
         op.pad_top, op.pad_left = vertical.pad_begin, horizontal.pad_begin
         op.pad_bottom, op.pad_right = vertical.pad_end, horizontal.pad_end
-        if node.op == "Conv":
+        if operation.kind == "WinogradOutput":
+            op.weights = self._values(params["winograd_panels"])
+            op.bias = self._values(params["bias_panels"])
+        elif node.op == "Conv" and operation.kind == "Conv":
             op.packed = packs_windows(node) and not is_depthwise(node)
             op.weights = self._values(params["taps" if "taps" in params else "panels"])
             op.bias = self._values(params["bias" if "taps" in params else "bias_panels"])

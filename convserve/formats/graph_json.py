@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import ConvserveError, ModelFormatError
-from convserve.formats.packing import packed_shapes
+from convserve.formats.packing import is_winograd, packed_shapes, winograd_shapes
 from convserve.graph.ir import Graph, Node, Output, Volume
 from convserve.graph.ops import OPS, infer_volumes
 
@@ -87,7 +87,7 @@ def _check_attributes(node: Node) -> None:
 
 def _param_shapes(node: Node, ins: list[Volume]) -> dict[str, tuple[int, ...]]:
     if node.op == "Conv":
-        return packed_shapes(node)
+        return packed_shapes(node) | (winograd_shapes(node) if is_winograd(node) else {})
     if node.op == "Gemm":
         outputs = node.params["weight"].shape[0]
         return {"weight": (outputs, ins[0].channels), "bias": (outputs,)}

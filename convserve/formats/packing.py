@@ -23,17 +23,20 @@ __all__ = [
     "aligned_empty",
     "is_depthwise",
     "is_packed",
+    "is_winograd",
     "pack_bias",
     "pack_conv",
     "pack_depthwise",
     "pack_graph",
     "pack_node",
+    "pack_winograd",
     "packed_shapes",
     "unpack_bias",
     "unpack_conv",
     "unpack_depthwise",
     "unpack_graph",
     "unpack_node",
+    "winograd_shapes",
 ]
 
 PANEL = 16
@@ -130,6 +133,45 @@ def pack_depthwise(weight: np.ndarray) -> np.ndarray:
 def unpack_depthwise(taps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the weight, float32 of the given shape (C, 1, kh, kw), from its taps (kh*kw, C)."""
     return np.ascontiguousarray(taps.T).reshape(shape)
+
+
+# G of Lavin and Gray's F(4x4, 3x3), arXiv 1509.09308: points 0, 1, -1, 2, -2 and infinity
+_WINOGRAD_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+
+
+def pack_winograd(weight: np.ndarray) -> np.ndarray:
+    """Return the transformed panels, float32 (36, panels, C, 16), of a weight (M, C, 3, 3): U = G w G^T.
+
+    Computed in float64 and rounded once; panel p holds the output channels from 16p on, zeros behind the last.
+    """
+    outputs, channels = weight.shape[:2]
+    count = _panel_count(outputs, 1)
+    panels = aligned_empty((36, count, channels, PANEL))
+    for p in range(count):
+        part = weight[p * PANEL : (p + 1) * PANEL].astype(np.float64)
+        points = np.einsum("xi,mcij,yj->xycm", _WINOGRAD_G, part, _WINOGRAD_G, optimize=True)
+        panels[:, p, :, : len(part)] = points.reshape(36, channels, len(part))
+        panels[:, p, :, len(part) :] = 0
+    return panels
+
+
+def winograd_shapes(node: Node) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the param that a Conv node run as Winograd has besides its others, by its name.
+
+    Raises ModelError for a Conv that cannot be run so: another filter than 3x3, strides, dilations, groups.
+    """
+    outputs, channels, *kernel = weight_shape(node)
+    attrs = node.attrs
+    if kernel != [3, 3] or attrs["group"] != 1 or attrs["auto_pad"] != "NOTSET":
+        raise ModelError(f"{node} has transformed weights; only 3x3 filters in one group can have them")
+    if tuple(attrs["strides"]) != (1, 1) or tuple(attrs["dilations"]) != (1, 1):
+        raise ModelError(f"{node} has transformed weights; only stride 1 and dilation 1 can have them")
+    return {"winograd_panels": (36, _panel_count(outputs, 1), channels, PANEL)}
+
+
+def is_winograd(node: Node) -> bool:
+    """Tell whether a Conv node has transformed panels, so that it runs as Winograd's F(4x4, 3x3)."""
+    return "winograd_panels" in node.params
 
 
 def packed_shapes(node: Node) -> dict[str, tuple[int, ...]]:

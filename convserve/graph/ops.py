@@ -19,7 +19,8 @@ __all__ = ["OPS", "OpSpec", "Window", "explicit_pads", "infer_volumes", "weight_
 class Window:
     """What one output position reads along one axis: output o reads o*stride - pad_begin + i*dilation, 0 <= i < kernel.
 
-    A stride of 0 is an input that every output position reads whole.
+    A stride of 0 is an input that every output position reads whole. repeat: so many neighbouring outputs read
+    the same positions (o // repeat in place of o).
     """
 
     kernel: int = 1
@@ -27,6 +28,7 @@ class Window:
     pad_begin: int = 0
     pad_end: int = 0
     dilation: int = 1
+    repeat: int = 1
 
     @property
     def extent(self) -> int:
@@ -35,7 +37,8 @@ class Window:
 
     def reads(self, begin: int, end: int) -> tuple[int, int]:
         """Return the input positions [lo, hi) behind output positions [begin, end), not clipped to the input."""
-        return begin * self.stride - self.pad_begin, (end - 1) * self.stride - self.pad_begin + self.extent
+        first, last = begin // self.repeat, (end - 1) // self.repeat
+        return first * self.stride - self.pad_begin, last * self.stride - self.pad_begin + self.extent
 
 
 POINT = Window()

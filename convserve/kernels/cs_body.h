@@ -263,6 +263,7 @@ static void mul(int64_t count, const float *a, const float *b, float *out, int r
 }
 
 #include "cs_functions.h"
+#include "cs_winograd.h"
 
 #define CS_TABLE_NAME_(isa) cs_kernels_##isa
 #define CS_TABLE_NAME(isa) CS_TABLE_NAME_(isa)
@@ -283,4 +284,6 @@ const struct cs_kernels CS_TABLE_NAME(CS_ISA) = {
     .mul = mul,
     .lrn = lrn,
     .softmax = softmax,
+    .winograd_input = winograd_input,
+    .winograd_output = winograd_output,
 };

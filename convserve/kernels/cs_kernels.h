@@ -59,6 +59,13 @@ struct cs_kernels {
                 float *squares, float *out);
     /* out[c] = exp(in[c] - max in) / sum of these */
     void (*softmax)(int64_t channels, const float *in, float *out);
+
+    /* out[x*pitch + c] = (B^T D B)[x / 6][x % 6] with D[i][j] = in[i*6 + j][c]; out has room for whole vectors */
+    void (*winograd_input)(int64_t channels, const float *const *in, float *out, int64_t pitch);
+    /* out[i*4 + j][channel + c] = act((A^T M A)[i][j] + bias[c] + residual[i*4 + j][channel + c]) for c < n, with
+     * M[i][j] = products[(i*6 + j)*pitch + c]; an out of NULL is left away; residual may be NULL */
+    void (*winograd_output)(const float *products, int64_t pitch, const float *bias, const float *const *residual,
+                            float *const *out, int64_t channel, int64_t n, int relu);
 };
 
 extern const struct cs_kernels cs_kernels_portable;

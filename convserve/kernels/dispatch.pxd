@@ -34,6 +34,9 @@ cdef extern from "cs_kernels.h" nogil:
         void (*mul)(int64_t, const float *, const float *, float *, int) noexcept nogil
         void (*lrn)(int64_t, int64_t, int64_t, float, float, float, const float *, float *, float *) noexcept nogil
         void (*softmax)(int64_t, const float *, float *) noexcept nogil
+        void (*winograd_input)(int64_t, const float **, float *, int64_t) noexcept nogil
+        void (*winograd_output)(const float *, int64_t, const float *, const float **, float **, int64_t, int64_t,
+                                int) noexcept nogil
 
     const cs_kernels *cs_kernels_named(const char *isa)
 

@@ -26,12 +26,17 @@ def row_seconds(operation: Operation, program: Program) -> float:
     """Return the predicted seconds of one row of one image: arithmetic, or reading and writing, whichever is longer."""
     tensors = program.tensors
     out = tensors[operation.output if operation.output >= 0 else operation.inputs[0]]
-    moved = out.width * out.volume.channels
+    moved: float = out.width * out.volume.channels
     for index, window in zip(operation.inputs, operation.vertical, strict=True):
-        rows = window.stride or 1
+        rows = (window.stride or 1) / window.repeat
         moved += rows * tensors[index].width * tensors[index].volume.channels
     flops = 0.0
     if operation.node is not None:
         ins = [tensors[index].volume for index in operation.inputs]
-        flops = OPS[operation.node.op].flops(operation.node, ins, out.volume) / out.height
+        if operation.kind == "WinogradInput":
+            flops = 0.0
+        elif operation.kind == "WinogradOutput":
+            flops = 2.25 / 9 * OPS["Conv"].flops(operation.node, ins, out.volume) / out.height
+        else:
+            flops = OPS[operation.node.op].flops(operation.node, ins, out.volume) / out.height
     return max(flops / FLOPS_PER_S, 4 * moved / BYTES_PER_S)

@@ -6,7 +6,7 @@ from convserve.formats.packing import is_depthwise
 from convserve.graph.ir import Graph, Node
 from convserve.graph.ops import weight_shape
 from convserve.plan.arena import Region, place
-from convserve.plan.program import Operation, Program, build_program
+from convserve.plan.program import WINOGRAD_GROUP, WINOGRAD_POINTS, Operation, Program, build_program
 from convserve.plan.schedule import Block, Step, schedule
 
 __all__ = ["Layout", "Plan", "finish_plan", "make_plan", "packs_windows"]
@@ -93,8 +93,10 @@ def packs_windows(node: Node) -> bool:
 def _scratch_of(operation: Operation, program: Program) -> int:
     # bytes that one thread needs for a step of the operation
     node = operation.node
-    if node is None:
+    if node is None or operation.kind == "WinogradInput":
         return 0
+    if operation.kind == "WinogradOutput":
+        return WINOGRAD_GROUP * (8 + WINOGRAD_POINTS * 32 * 4)
     if node.op == "Conv" and not is_depthwise(node):
         _, channels, kernel_h, kernel_w = weight_shape(node)
         pointers = kernel_h * kernel_w * TILE_ROWS * 8
@@ -126,7 +128,9 @@ def bands_of(program: Program, segment_of: list[int], layout: Layout) -> list[in
     for operation in program.operations:
         stride = max([1, *(window.stride for window in operation.vertical)])
         whole = alone.get(segment_of[operation.index])
-        bands.append(max(1, program.rows_of(operation) if whole else layout.band_rows // stride))
+        repeat = max([1, *(window.repeat for window in operation.vertical)])
+        rows = max(1, program.rows_of(operation) if whole else layout.band_rows // stride)
+        bands.append(-(-rows // repeat) * repeat)
     bands[0] = layout.read_rows or bands[0]
     return bands
 
@@ -187,7 +191,10 @@ def make_plan(
     scratch_pitch = -(-scratch_pitch // 64) * 64
     table_bytes = -(-RING_BYTES * len(program.tensors) // 64) * 64
     weight_bytes = sum(
-        array.nbytes for op in program.operations if op.node is not None for array in op.node.params.values()
+        array.nbytes
+        for op in program.operations
+        if op.node is not None and op.kind != "WinogradInput"
+        for array in op.node.params.values()
     )
     return Plan(
         name=graph.name,

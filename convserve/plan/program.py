@@ -6,10 +6,19 @@ tensor's ring. An input that cannot lie there (it is joined twice) is copied by 
 
 from dataclasses import dataclass, field, replace
 
+from convserve.formats.packing import is_winograd
 from convserve.graph.ir import Graph, Node, Volume
-from convserve.graph.ops import OPS, Window, infer_volumes, windows
+from convserve.graph.ops import Window, infer_volumes, weight_shape, windows
 
-__all__ = ["Operation", "Program", "Tensor", "build_program"]
+__all__ = ["WINOGRAD_GROUP", "WINOGRAD_POINTS", "Operation", "Program", "Tensor", "build_program"]
+
+
+# As in kernels/winograd.pyx: outputs of a tile along one axis, its products, floats between their runs of channels,
+# tiles whose products lie in scratch at a time.
+WINOGRAD_TILE = 4
+WINOGRAD_POINTS = 36
+WINOGRAD_GAP = 16
+WINOGRAD_GROUP = 56
 
 
 @dataclass(slots=True, eq=False)
@@ -156,12 +165,29 @@ def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int]
             )
         )
 
+    def add_winograd(node: Node, inputs: tuple[int, ...], output: int) -> None:
+        # the tiles' transforms are a tensor of their own: it is banded, placed and counted like any other
+        top, left, _, _ = node.attrs["pads"]
+        height, width = (-(-size // WINOGRAD_TILE) for size in (tensors[output].height, tensors[output].width))
+        pitch = weight_shape(node)[1] + WINOGRAD_GAP
+        tiles = len(tensors)
+        tensors.append(Tensor(tiles, f"{node.output}:tiles", Volume(WINOGRAD_POINTS * pitch, height, width), tiles))
+        reach = WINOGRAD_TILE + 2
+        down, across = Window(reach, WINOGRAD_TILE, top), Window(reach, WINOGRAD_TILE, left)
+        operations.append(Operation(len(operations), "WinogradInput", node, inputs[:1], tiles, (down,), (across,)))
+        read = (Window(repeat=WINOGRAD_TILE), *(Window() for _ in inputs[1:]))
+        operations.append(
+            Operation(len(operations), "WinogradOutput", node, (tiles, *inputs[1:]), output, read, read)
+        )
+
     add("Read", None, (), add_tensor(graph.input_name))
     for node in graph.nodes:
         inputs = tuple(by_name[name] for name in node.inputs)
         output = add_tensor(node.output)
         if node.op == "Concat":
             tensors[output].parts = inputs
+        elif is_winograd(node):
+            add_winograd(node, inputs, output)
         else:
             add(node.op, node, inputs, output)
     for number, shown in enumerate(graph.outputs):
@@ -205,7 +231,7 @@ def _find_rows_needed(program: Program) -> None:
 def _find_padding(program: Program) -> None:
     tensors = program.tensors
     for operation in program.operations:
-        if operation.node is None or not OPS[operation.kind].pads_zero:
+        if operation.kind not in ("Conv", "WinogradInput"):
             continue
         window, x = operation.horizontal[0], tensors[operation.inputs[0]]
         root = tensors[x.root]

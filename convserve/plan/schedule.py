@@ -140,7 +140,8 @@ def _strides(program: Program) -> list[int]:
             source = operation.inputs[0]
             while program.tensors[source].parts:
                 source = program.tensors[source].parts[0]
-            stride = stride_of[source] * max(operation.vertical[0].stride, 1)
+            window = operation.vertical[0]
+            stride = stride_of[source] * max(window.stride, 1) // window.repeat
         strides.append(stride)
         if operation.output >= 0:
             stride_of[operation.output] = stride
@@ -214,7 +215,8 @@ def _skippable(sim: _Simulation, mark: _Mark) -> int:
             most = min(most, (sim.limit[step.index] - step.end) // moved[step.index])
     for index, number, rows in sim.needs[mark.needs :]:
         for source in sim.sources[sim.program.operations[index].inputs[number]]:
-            reads = moved[index] * sim.program.operations[index].vertical[number].stride
+            window = sim.program.operations[index].vertical[number]
+            reads = moved[index] * window.stride // window.repeat
             if reads:
                 # a window that lies wholly in the padding above the image waits for nothing, but not for long
                 most = min(most, (sim.limit[source.index] - rows) // reads if rows > 0 else 0)
