@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from foreign import GEOMETRY, PLACE, Silent, foreign_server
+from PIL import Image
 from serving import running_server
 
 import convserve
@@ -179,6 +180,19 @@ def test_a_failing_source_fails_the_stream_with_its_own_error(address: str, page
 def test_rows_of_another_form_are_refused(address: str, rows: list[Any], text: str) -> None:
     with Client(address) as client, pytest.raises(errors.ShapeError, match=text):
         list(client.stream(width=40, rows=rows))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_pixels_of_any_image_become_what_the_network_reads(model: convserve.Model, address: str, mode: str) -> None:
+    values = np.random.default_rng(7).integers(0, 256, (60, 50, len(mode) if mode != "L" else 1), np.uint8)
+    picture = Image.fromarray(values[:, :, 0] if mode == "L" else values)
+    assert picture.mode == mode
+    local = model.score_map(values).scores
+    with Client(address) as client:
+        for image in (values, picture):
+            assert np.array_equal(client.score_map(image).scores, local)
+        with pytest.raises(errors.ShapeError, match="channels is 2"):
+            client.score_map(values[:, :, [0, 0]])
 
 
 def test_wrong_arguments_of_a_stream(address: str) -> None:

@@ -27,6 +27,8 @@ class Incoming:
                 request = await self._context.read()
         except TimeoutError:
             raise RunCancelled(f"no part of the image came for {self._stall_s:g} s") from None
+        if request is None:
+            raise InputError("the bytes that came are no request of ScoreMap")
         return None if request is grpc.aio.EOF else request
 
     async def header(self) -> SceneHeader:
@@ -80,9 +82,15 @@ class Incoming:
 
 
 def with_channels(header: SceneHeader, channels: int, *, longest_bytes: int) -> SceneHeader:
-    """Return the header with the network's channels; ShapeError where it has others, or rows that no message holds."""
-    if header.channels not in (0, channels):
+    """Return the header with its rows' channels, the network's where it names none.
+
+    Pixels may have those of any image (1, 3 or 4) where the network reads images. Raises ShapeError for others, and
+    for rows that no message holds.
+    """
+    images = header.dtype == "uint8" and channels in (1, 3) and header.channels in (1, 3, 4)
+    if header.channels not in (0, channels) and not images:
         raise ShapeError(f"the header's channels is {header.channels}; the network reads {channels}")
+    channels = header.channels or channels
     row_bytes = header.width * channels * (1 if header.dtype == "uint8" else 4)
     if row_bytes > longest_bytes:
         raise ShapeError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from convserve.errors import InputError
+from convserve.images import decode
 from convserve.results import Geometry, SizedPlan
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
@@ -82,7 +83,14 @@ class Scoring:
 
     def feed(self, rows: np.ndarray) -> None:
         """Give the next rows; their scores come from next_rows()."""
-        self._blocks = cast(Blocks, cast("RowStream", self._stream).feed(rows))
+        self._blocks = self._fed(cast("RowStream", self._stream), rows)
+
+    def _fed(self, stream: "RowStream", rows: np.ndarray) -> Blocks:
+        channels = self._model.graph.input_volume.channels
+        if rows.shape[2] != channels:
+            # gray to colour, colour to gray, transparency over white: as files are decoded
+            rows = decode(rows, channels="gray" if channels == 1 else "rgb")
+        yield from stream.feed(rows)
 
     def finish(self, height: int) -> None:
         """Say that the last row was fed; the rest of the scores comes from next_rows()."""
