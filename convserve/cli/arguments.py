@@ -1,17 +1,29 @@
 """Arguments that several commands share, and the model that they name."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convserve.errors import SettingError
+from convserve.errors import InputError, SettingError
 from convserve.settings import parse_bytes
 
 if TYPE_CHECKING:
+    from convserve.client import Client
     from convserve.model import Model
 
-__all__ = ["BUNDLED", "add_command", "add_run_options", "add_where", "byte_count", "count", "load_net", "size_pair"]
+__all__ = [
+    "BUNDLED",
+    "add_command",
+    "add_run_options",
+    "add_where",
+    "byte_count",
+    "count",
+    "load_net",
+    "remote_client",
+    "size_pair",
+]
 
 BUNDLED = Path(__file__).parents[1] / "bundled" / "digits.convserve"
 """The network that comes with convserve: handwritten digits, 28x28."""
@@ -30,13 +42,42 @@ def add_command(commands: Any, name: str, *, help: str, example: str) -> argpars
     return parser
 
 
-def add_where(parser: argparse.ArgumentParser) -> None:
-    """Add --net and --server, of which one may be given, and --model."""
+def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
+    """Add --net and --server, of which one may be given, and --model, --token, --tls, --timeout (infinity: no limit).
+
+    remote_client() makes the client that they ask for.
+    """
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--net", metavar="NET", help="ONNX file or .convserve container (default: the bundled digits)")
     where.add_argument("--server", metavar="HOST:PORT", help="ask a server instead of running here")
     parser.add_argument("--model", default="", help="with --server: the model's name there (default: its only one)")
-    parser.add_argument("--timeout", type=float, default=30, metavar="S", help="with --server: seconds (default 30)")
+    said = "no limit" if math.isinf(timeout) else f"{timeout:g}"
+    parser.add_argument(
+        "--timeout", type=float, default=timeout, metavar="S", help=f"with --server: seconds (default {said})"
+    )
+    parser.add_argument("--token", metavar="FILE", help="with --server: file that holds the token to send")
+    parser.add_argument(
+        "--tls",
+        nargs="?",
+        const=True,
+        metavar="ROOTS.pem",
+        help="with --server: encrypt; root certificates, by default the system's",
+    )
+
+
+def remote_client(args: argparse.Namespace) -> "Client":
+    """Return the client of the server that the options of add_where name; InputError where they cannot be meant."""
+    from convserve.client import Client
+
+    if args.threads is not None:
+        raise InputError("--threads cannot be given together with --server, whose threads are its own")
+    token = None
+    if args.token is not None:
+        try:
+            token = Path(args.token).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the token file {args.token!r} cannot be read: {error}") from error
+    return Client(args.server, token=token, tls=args.tls, timeout=args.timeout)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

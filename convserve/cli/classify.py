@@ -3,8 +3,9 @@
 import argparse
 from typing import Any, cast
 
-from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net
+from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
 from convserve.cli.output import prediction_fields, prediction_lines, print_json
+from convserve.errors import InputError
 from convserve.results import Prediction
 
 __all__ = ["register", "run"]
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _results(args: argparse.Namespace) -> list[list[Prediction]]:
     if args.server:
-        from convserve.client import Client
-
-        with Client(args.server, timeout=args.timeout) as client:
+        if args.memory_budget is not None:
+            raise InputError("--memory-budget cannot be given together with --server, whose budget is its own")
+        with remote_client(args) as client:
             return client.classify(args.images, model=args.model, top=args.top)
     return cast(list[list[Prediction]], load_net(args.net, args).classify(args.images, top=args.top))

@@ -1,11 +1,12 @@
 """convserve score-map: class scores at every window position of an image, as a picture or as arrays."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net
+from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
 from convserve.cli.output import plan_fields, print_json, size_text
 from convserve.errors import InputError
 from convserve.results import ScoreMap
@@ -35,8 +36,8 @@ def register(commands: Any) -> None:
         "--class-index", dest="classes", action="append", type=int, metavar="N", help="the same, by its index from 0"
     )
     parser.add_argument("--background", metavar="LABEL", help="class that a picture of several leaves uncoloured")
-    parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (not with --server)")
-    add_where(parser)
+    parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
+    add_where(parser, timeout=math.inf)
     add_run_options(parser)
     parser.set_defaults(run=run)
 
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     """Score, write the file, print what was done."""
     if Path(args.output).suffix not in (".png", ".npz"):
         raise InputError(f"the output file is {args.output!r}; its name must end in .png or .npz")
+    if not Path(args.output).parent.is_dir():
+        raise InputError(f"the output file is {args.output!r}, but there is no such folder")
     found = _score(args)
     save(found, args.image, Path(args.output), background=args.background)
     if args.json:
@@ -76,12 +79,15 @@ def _score(args: argparse.Namespace) -> ScoreMap:
     if not args.server:
         model = load_net(args.net, args)
         return model.score_map(args.image, classes=args.classes, stride=args.stride, progress=progress)
-    if args.stride is not None:
-        raise InputError("--stride cannot be given together with --server")
-    from convserve.client import Client
-
-    with Client(args.server, timeout=args.timeout) as client:
-        return client.score_map(args.image, model=args.model, classes=args.classes, progress=progress)
+    with remote_client(args) as client:
+        return client.score_map(
+            args.image,
+            model=args.model,
+            stride=args.stride,
+            classes=args.classes,
+            memory_budget=args.memory_budget,
+            progress=progress,
+        )
 
 
 def save(found: ScoreMap, image: Any, path: Path, *, background: str | None = None) -> None:
