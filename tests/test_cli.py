@@ -100,7 +100,7 @@ def test_arrays_hold_the_map_and_its_geometry(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = convserve.load(NET).score_map(PAGE)
-    for where in ([], ["--server", address]):
+    for where in ([], ["--server", address], ["--server", address, "--memory-budget", "4MiB"]):
         path = tmp_path / "page.npz"
         found = document(capsys, "score-map", PAGE, "-o", path, *where)
         assert (found["rows"], found["cols"], found["exactness"]) == (44, 74, "exact")
@@ -122,12 +122,15 @@ def test_a_picture_of_one_class_and_of_all(tmp_path: Path, capsys: pytest.Captur
         assert np.asarray(second.convert("RGB")).std() > 10
 
 
-def test_classes_by_label_and_index_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_by_label_and_index_in_order(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "some.npz"
-    ran(capsys, "score-map", PAGE, "-o", path, "--class-index", 10, "--class", "3", "--stride", 8)
-    with np.load(path, allow_pickle=False) as arrays:
-        assert arrays["classes"].tolist() == [10, 3]
-        assert arrays["stride"].tolist() == [8, 8]
+    for where in ([], ["--server", address]):
+        ran(capsys, "score-map", PAGE, "-o", path, "--class-index", 10, "--class", "3", "--stride", 8, *where)
+        with np.load(path, allow_pickle=False) as arrays:
+            assert arrays["classes"].tolist() == [10, 3]
+            assert arrays["stride"].tolist() == [8, 8]
 
 
 # ---- import
@@ -185,7 +188,10 @@ def test_plan_prints_a_table_and_steps(capsys: pytest.CaptureFixture[str]) -> No
         (["classify", str(DIGIT), "--server", "127.0.0.1:1"], "cannot be reached"),
         (["score-map", str(PAGE), "-o", "map.jpg"], ".png or .npz"),
         (["score-map", str(PAGE), "-o", "/no/such/folder/map.png"], "/no/such/folder/map.png"),
-        (["score-map", str(PAGE), "-o", "m.png", "--server", "127.0.0.1:1", "--stride", "4"], "--stride"),
+        (["classify", str(DIGIT), "--server", "127.0.0.1:1", "--threads", "4"], "--threads"),
+        (["classify", str(DIGIT), "--server", "127.0.0.1:1", "--memory-budget", "4MiB"], "--memory-budget"),
+        (["classify", str(DIGIT), "--server", "127.0.0.1:1", "--token", "/no/token"], "/no/token"),
+        (["score-map", str(PAGE), "-o", "m.png", "--server", "127.0.0.1:1", "--tls", "/no/roots.pem"], "roots.pem"),
         (["score-map", str(DIGIT), "-o", "m.png", "--class", "eleven"], "eleven"),
         (["import", str(DIGIT), "-o", "x.convserve"], "digit.png"),
         (["import", str(NET), "-o", "x.onnx"], ".convserve"),
