@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from convserve.errors import ConvserveError, ServerBusy
+from convserve.errors import ConvserveError, InputError, ServerBusy
 from convserve.wire.status import status_of, trailers_of
 
 __all__ = ["ErrorInterceptor"]
@@ -32,10 +33,21 @@ _HANDLERS = {
 }
 
 
+def _none_if_garbled(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    # gRPC itself would answer UNKNOWN, and log a traceback that any stranger can cause
+    def parse_or_none(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return None
+
+    return parse_or_none
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps ConvserveError by wire.status; anything else is INTERNAL, its traceback logged and not sent.
 
-    Methods that stream must write through their context instead of yielding.
+    Methods that stream must read and write through their context; a message that cannot be parsed reads as None.
     """
 
     def __init__(self) -> None:
@@ -70,7 +82,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         kind, make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         return make(
             self._reporting(getattr(handler, kind), handler_call_details.method),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_none_if_garbled(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -78,6 +90,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         async def reporting(request: Any, context: grpc.aio.ServicerContext) -> Any:
             try:
                 with self._counted():
+                    if request is None:
+                        raise InputError(f"the bytes that came are no request of {method}")
                     return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
