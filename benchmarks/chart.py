@@ -53,6 +53,8 @@ def draw_chart(document: dict[str, Any]) -> Image.Image:
             ratio, label = bars.get(name, (0.0, "not run"))
             own = name == "convserve"
             pen.bar(left, y, ratio * per_unit, BAR, COLOURS[name])
+            if ratio > 1.02:
+                pen.line(left + per_unit, y, left + per_unit, y + BAR, PAPER, 1)
             text = f"{ratio:.2f}x  {label}".rstrip() if ratio else label
             size, x = 13 if own else 12, left + ratio * per_unit
             pen.bar(x + 4, y, pen.width(text, size) + 8, BAR, PAPER)

@@ -1,5 +1,6 @@
 """The engines that the benchmark compares: how each opens a network with float32 forced and a number of threads."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -47,6 +48,8 @@ class EngineKind:
 
     def load_library(self) -> None:
         """Import what the engine needs, so that the load time is the network's alone."""
+        # OpenVINO's package would fork a child that sends usage data; without this module it sends none
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import_module(self.module)
 
 

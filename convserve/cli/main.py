@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from convserve import __version__
-from convserve.cli import classify, demo, describe, import_net, info, plan, score_map, serve, verify
+from convserve.cli import bench, classify, demo, describe, import_net, info, plan, score_map, serve, verify
 from convserve.errors import ConvserveError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, classify, score_map, import_net, describe, plan, verify, info, demo)
+_COMMANDS = (serve, classify, score_map, import_net, describe, plan, verify, bench, info, demo)
 
 
 def _parser() -> argparse.ArgumentParser:
