@@ -21,7 +21,7 @@ from convserve.cli.main import main
 ROOT = Path(__file__).parents[1]
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT, PAGE, NET = BUNDLED / "digit.png", BUNDLED / "page.png", BUNDLED / "digits.convserve"
-COMMANDS = ("serve", "classify", "score-map", "import", "describe", "plan", "verify", "info", "demo")
+COMMANDS = ("serve", "classify", "score-map", "import", "describe", "plan", "verify", "bench", "info", "demo")
 
 
 @pytest.fixture(scope="module")
