@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convserve.errors import InputError, ModelFormatError, ModelNotFoundError
-from convserve.formats.algorithms import ALGORITHMS, choose_algorithms
+from convserve.formats.algorithms import ALGORITHMS, choose_algorithms, without_winograd
 from convserve.formats.container import is_container, read_container
 from convserve.formats.onnx import load_onnx
 from convserve.formats.packing import pack_graph
@@ -48,13 +48,14 @@ def load(
     budget = None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget")
     name = ""
     if isinstance(source, Graph):
-        graph = pack_graph(rewrite(source, window=window))
+        graph = choose_algorithms(pack_graph(rewrite(source, window=window)), algorithm)
     elif isinstance(source, bytes) or not is_container(_existing(source)):
-        graph = pack_graph(rewrite(load_onnx(source, window=window), window=window))
+        graph = rewrite(load_onnx(source, window=window), window=window)
+        graph = choose_algorithms(pack_graph(graph), algorithm)
         name = "" if isinstance(source, bytes) else Path(source).stem
     else:
         container = read_container(source)
-        graph = container.graph
+        graph = without_winograd(container.graph) if algorithm == "gemm" else container.graph
         for node in graph.nodes:
             if node.op in REWRITTEN_AWAY:
                 raise ModelFormatError(f"'{os.fspath(source)}': {node} has no packed form; import the network again")
@@ -62,7 +63,7 @@ def load(
             preprocess = Preprocess.from_dict(container.preprocess)
         labels = container.labels if labels is None else labels
         name = Path(source).stem
-    graph = choose_algorithms(replace(graph, name=name or graph.name), algorithm)
+    graph = replace(graph, name=name or graph.name)
     return Model(
         graph,
         name=graph.name,
