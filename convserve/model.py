@@ -78,7 +78,7 @@ class Model:
         # an engine computes only what these outputs need
         if outputs not in self._engines:
             shown = [self._output(name) for name in outputs]
-            self._engines[outputs] = Engine(_reduced(self.graph, shown), **self._options)
+            self._engines[outputs] = Engine(self.graph.showing(shown), **self._options)
         return self._engines[outputs]
 
     def _output(self, name: str) -> Output:
@@ -380,16 +380,6 @@ class Model:
             score_bytes=score_bytes,
             layout=layout,
         )
-
-
-def _reduced(graph: Graph, shown: list[Output]) -> Graph:
-    wanted = {output.tensor for output in shown}
-    nodes = []
-    for node in reversed(graph.nodes):
-        if node.output in wanted:
-            nodes.append(node)
-            wanted.update(node.inputs)
-    return Graph(graph.name, graph.input_name, graph.input_volume, nodes[::-1], shown)
 
 
 def _in_declared_shape(y: np.ndarray, output: Output) -> np.ndarray:

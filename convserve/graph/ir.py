@@ -96,6 +96,16 @@ class Graph:
         """Return the tensors that the network shows."""
         return {output.tensor for output in self.outputs}
 
+    def showing(self, outputs: list[Output]) -> "Graph":
+        """Return the graph with these outputs, and only the nodes that they need."""
+        wanted = {output.tensor for output in outputs}
+        needed: list[Node] = []
+        for node in reversed(self.nodes):
+            if node.output in wanted:
+                needed.append(node)
+                wanted.update(node.inputs)
+        return replace(self, nodes=needed[::-1], outputs=outputs)
+
     def check(self) -> None:
         """Raise ModelError unless every tensor is written once, before it is read, and every output exists."""
         known = {self.input_name}

@@ -121,23 +121,13 @@ def _join_once(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _live_nodes(graph: Graph) -> list[Node]:
-    wanted = graph.output_tensors()
-    live: list[Node] = []
-    for node in reversed(graph.nodes):
-        if node.output in wanted:
-            live.append(node)
-            wanted.update(node.inputs)
-    return live[::-1]
-
-
 def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int] | None = None) -> Program:
     """Return the operations and tensors of a graph over one image size.
 
     sink_rows: rows that each output has to deliver (default: all that its tensor has).
     Raises ShapeError or ModelError where the image does not fit the network.
     """
-    graph = _join_once(replace(graph, nodes=_live_nodes(graph)))
+    graph = _join_once(graph.showing(graph.outputs))
     volumes = infer_volumes(graph, height, width)
     tensors: list[Tensor] = []
     by_name: dict[str, int] = {}
