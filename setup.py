@@ -71,6 +71,7 @@ setup(
             extension("convserve.kernels.lrn"),
             extension("convserve.kernels.elementwise"),
             extension("convserve.engine.team"),
+            extension("convserve.engine.limits"),
             extension("convserve.engine.binding"),
             extension("convserve.engine.executor"),
         ],
