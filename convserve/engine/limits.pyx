@@ -32,7 +32,7 @@ cdef void multiply(void *arg, int64_t part, int64_t parts, int64_t thread) noexc
     cdef const float *a[16]
     cdef float *c[16]
     cdef cs_gemm_params params
-    cdef int64_t i
+    cdef int64_t i, _call
     for i in range(CS_MR_MAX):
         a[i] = work.operands + i * 16
         c[i] = work.results + (thread * CS_MR_MAX + i) * 4 * CS_PANEL
@@ -47,7 +47,7 @@ cdef void multiply(void *arg, int64_t part, int64_t parts, int64_t thread) noexc
     params.channel = 0
     params.n = work.kernels.panels * CS_PANEL
     params.relu = 0
-    for i in range(CALLS):
+    for _call in range(CALLS):
         work.kernels.gemm(&params, work.kernels.mr)
 
 
