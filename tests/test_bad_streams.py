@@ -71,6 +71,8 @@ def header(**fields: Any) -> pb.ScoreMapRequest:
         ({"stride": pb.Extent()}, "stride is (0, 0)"),
         ({"stride": pb.Extent(vertical=-4, horizontal=-4)}, "(-4, -4)"),
         ({"stride": pb.Extent(vertical=6, horizontal=4)}, "(6, 4)"),
+        ({"stride": pb.Extent(vertical=4, horizontal=3)}, "(4, 3)"),
+        ({"stride": pb.Extent(vertical=HUGE, horizontal=HUGE)}, str(HUGE)),
     ],
 )
 def test_headers_that_cannot_be_meant(

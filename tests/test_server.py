@@ -1,10 +1,12 @@
 """The server over a real socket: the answers of every method."""
 
+import io
 import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -13,6 +15,7 @@ from builder import Builder
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from PIL import Image
 from serving import image_requests, kinds_of, row_requests, running_server, scores_of, stub_of
 
 import convserve
@@ -134,7 +137,7 @@ def test_float_rows_are_taken_as_they_are(model: convserve.Model, stub: Convserv
 
 @pytest.mark.parametrize("height", [17, 20, 48])
 @pytest.mark.parametrize("tell_height", [True, False])
-@pytest.mark.parametrize("stride", [None, (6, 4)])
+@pytest.mark.parametrize("stride", [None, (6, 4), (1, 2), (1, 6)])
 def test_a_padded_network_tells_its_ring_at_the_end_at_the_latest(
     padded: convserve.Model, stub: ConvserveStub, height: int, tell_height: bool, stride: tuple[int, int] | None
 ) -> None:
@@ -165,6 +168,41 @@ def test_a_coarser_stride_keeps_every_so_many_positions(
     assert (geometry.rows, geometry.cols) == local.scores.shape[:2]
     assert (geometry.stride.vertical, geometry.stride.horizontal) == stride
     assert list(geometry.labels) == ["3", "no digit"]
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 4), (1, 2), (2, 8), (12, 2)])
+@pytest.mark.parametrize("form", ["file", "rows", "rows of an unknown height"])
+@pytest.mark.parametrize("at_once", [1, 50])
+def test_a_finer_stride_merges_shifted_passes_in_step(
+    model: convserve.Model, stub: ConvserveStub, stride: tuple[int, int], form: str, at_once: int
+) -> None:
+    pixels = PIXELS[:67, :59]
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0]).save(file, "PNG")
+    options: dict[str, Any] = {"model": "digits", "stride": stride, "classes": [3, 7]}
+    if form == "file":
+        requests = image_requests(file.getvalue(), **options)
+    else:
+        requests = row_requests(pixels, at_once=at_once, tell_height=form == "rows", **options)
+    responses = list(stub.ScoreMap(requests))
+    local = model.score_map(pixels, stride=stride, classes=[3, 7])
+    assert scores_of(responses) == local.scores.tobytes()
+    geometry = codec.completed_geometry(codec.geometry_from_message(responses[0].geometry), responses[-1].completion)
+    assert (geometry.rows, geometry.cols, geometry.stride) == (local.rows, local.cols, local.stride)
+    first_rows = [response.rows.first_row for response in responses[1:-1]]
+    assert first_rows == list(np.cumsum([0, *(response.rows.rows for response in responses[1:-2])]))
+    assert len(first_rows) > 1
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (29, 28), (28, 30), (31, 33)])
+def test_a_finer_stride_over_an_image_of_few_positions(
+    model: convserve.Model, stub: ConvserveStub, shape: tuple[int, int]
+) -> None:
+    pixels = PIXELS[: shape[0], : shape[1]]
+    for tell_height in (True, False):
+        requests = row_requests(pixels, at_once=3, tell_height=tell_height, model="digits", stride=(1, 1))
+        local = model.score_map(pixels, stride=1)
+        assert scores_of(list(stub.ScoreMap(requests))) == local.scores.tobytes()
 
 
 def test_scores_come_before_the_image_has_ended(model: convserve.Model, stub: ConvserveStub) -> None:

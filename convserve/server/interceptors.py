@@ -33,9 +33,10 @@ _HANDLERS = {
 }
 
 
-def _none_if_garbled(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _none_if_garbled(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     # gRPC itself would answer UNKNOWN, and log a traceback that any stranger can cause
     def parse_or_none(data: bytes) -> Any:
+        assert parse is not None
         try:
             return parse(data)
         except DecodeError:

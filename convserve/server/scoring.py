@@ -1,15 +1,17 @@
 """A score map in work for a call: opened on an image or on rows to come, computed block by block."""
 
-import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from convserve.errors import InputError
+from convserve import settings
 from convserve.images import decode
 from convserve.results import Geometry, SizedPlan
+from convserve.server.shifted import ShiftedRows
+from convserve.server.strides import Strides, restrided, strides_for
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.scene import SceneHeader
@@ -17,6 +19,8 @@ from convserve.wire.scene import SceneHeader
 if TYPE_CHECKING:
     from convserve.dense import RowStream, ScoreStream
     from convserve.model import Model
+
+    Rows = RowStream | ShiftedRows
 
 __all__ = ["Scoring", "lowest_budget"]
 
@@ -32,12 +36,13 @@ class Scoring:
     def __init__(self, header: SceneHeader, model: "Model") -> None:
         self._header = header
         self._model = model
-        self._budget = lowest_budget(header.memory_budget, model.memory_budget)
+        self._budget = lowest_budget(header.memory_budget, model.memory_budget, settings.get("MEMORY_BUDGET"))
         self._cancelled = False
-        self._stream: ScoreStream | RowStream | None = None
+        self._stream: ScoreStream | Rows | None = None
         self._stop: Callable[[], None] = lambda: None
+        self._release: Callable[[], None] = lambda: None
         self._blocks: Blocks | None = None
-        self._steps = (1, 1)
+        self._strides = Strides((1, 1), (1, 1), (1, 1))
         self.geometry = Geometry(rows=0, cols=0, stride=(1, 1), window=(1, 1))
         """Of the map; rows 0 while the height is not known."""
         self.sent_bytes = 0
@@ -54,38 +59,58 @@ class Scoring:
         """Allocated for arena, scratch and the scores of one block."""
         return self.plan.arena_bytes + self.plan.scratch_bytes + self.sent_bytes
 
-    def open_image(self, image: bytes) -> None:
+    def open_image(self, file: bytes) -> None:
         """Decode an image file and plan its map. Raises ImageError, ShapeError, MemoryBudgetError, ModelError."""
+        image: bytes | np.ndarray = file
+        if self._header.stride is not None:
+            image = decode(file, channels="gray" if self._model.graph.input_volume.channels == 1 else "rgb")
         stream = self._model.score_stream(image, classes=self._header.classes, memory_budget=self._budget)
-        self._keep(stream, stream.close)
-        self._place(stream.geometry)
+        self._keep(stream, stream.close, lambda: None)
+        self._strides = strides_for(self._header.stride, stream.geometry.stride)
         self._blocks = cast(Blocks, iter(stream))
+        place = stream.geometry
+        if isinstance(image, np.ndarray):
+            if self._strides.passes > 1:
+                rows = self._open_rows(image.shape[1], "uint8")
+                self._blocks = _one_after_another(rows, image)
+            place = restrided(place, self._strides.pixels, *image.shape[:2])
+        self.geometry = place
 
     def open_rows(self) -> None:
         """Plan a map for rows to come, and take its memory. Raises ShapeError, MemoryBudgetError, ModelError."""
         header = self._header
-        stream = self._model.row_stream(
-            header.width, dtype=header.dtype or "", classes=header.classes, memory_budget=self._budget
-        )
-        self._keep(stream, stream.cancel)
-        self._place(stream.geometry(header.height or _TALL))
+        self._place(self._open_rows(header.width, header.dtype or ""), header.height or _TALL)
         if not header.height:
             self.geometry = replace(self.geometry, rows=0)
 
-    def _keep(self, stream: "ScoreStream | RowStream", stop: Callable[[], None]) -> None:
-        self._stream, self._stop = stream, stop
+    def _open_rows(self, width: int, dtype: str) -> "Rows":
+        def open_one(width: int, passes: int = 1) -> "RowStream":
+            budget = None if self._budget is None else max(1, self._budget // passes)
+            return self._model.row_stream(width, dtype=dtype, classes=self._header.classes, memory_budget=budget)
+
+        first = open_one(width)
+        stream: Rows = first
+        self._strides = strides = strides_for(self._header.stride, first.geometry(_TALL).stride)
+        if strides.passes > 1:
+            first.close()
+            rest = partial(open_one, passes=strides.passes)
+            stream = ShiftedRows(rest(width), rest, width, strides)
+        self._keep(stream, stream.cancel, stream.close)
+        return stream
+
+    def _keep(self, stream: "ScoreStream | Rows", stop: Callable[[], None], release: Callable[[], None]) -> None:
+        self._stream, self._stop, self._release = stream, stop, release
         if self._cancelled:
             stop()
 
-    def _place(self, geometry: Geometry) -> None:
-        self._steps = _steps(self._header.stride, geometry.stride)
-        self.geometry = _coarser(geometry, self._steps)
+    def _place(self, stream: "Rows", height: int) -> None:
+        self.geometry = restrided(stream.geometry(height), self._strides.pixels, height, self._header.width)
 
     def feed(self, rows: np.ndarray) -> None:
         """Give the next rows; their scores come from next_rows()."""
-        self._blocks = self._fed(cast("RowStream", self._stream), rows)
+        self._blocks = self._fed(cast("Rows", self._stream), rows)
 
-    def _fed(self, stream: "RowStream", rows: np.ndarray) -> Blocks:
+    def _fed(self, stream: "Rows", rows: np.ndarray) -> Blocks:
         channels = self._model.graph.input_volume.channels
         if rows.shape[2] != channels:
             # gray to colour, colour to gray, transparency over white: as files are decoded
@@ -94,10 +119,10 @@ class Scoring:
 
     def finish(self, height: int) -> None:
         """Say that the last row was fed; the rest of the scores comes from next_rows()."""
-        stream = cast("RowStream", self._stream)
+        stream = cast("Rows", self._stream)
         self._blocks = cast(Blocks, stream.finish())
         if not self._header.height:
-            self._place(stream.geometry(height))
+            self._place(stream, height)
 
     def next_rows(self) -> list[pb.ScoreMapResponse]:
         """Return the messages of the next block of scores; none where no more can be computed for now."""
@@ -110,7 +135,7 @@ class Scoring:
         return []
 
     def _kept(self, first: int, scores: np.ndarray) -> list[pb.ScoreMapResponse]:
-        down, across = self._steps
+        down, across = self._strides.thin
         begin = -(-first // down) * down
         scores = scores[begin - first :: down, ::across]
         return [pb.ScoreMapResponse(rows=rows) for rows in _messages(begin // down, scores)]
@@ -125,8 +150,7 @@ class Scoring:
         self.cancel()
         if self._blocks is not None:
             self._blocks.close()
-        if self._header.dtype is not None and self._stream is not None:
-            cast("RowStream", self._stream).close()
+        self._release()
         self._stream = self._blocks = None
 
 
@@ -139,31 +163,6 @@ def _messages(first_row: int, scores: np.ndarray) -> Iterator[pb.ScoreRows]:
     return codec.rows_to_messages(first_row, scores) if len(scores) else iter(())
 
 
-def _steps(stride: tuple[int, int] | None, own: tuple[int, int]) -> tuple[int, int]:
-    # every how many rows and columns of the network's own positions are wanted
-    if stride is None:
-        return 1, 1
-    if min(stride) < 1 or stride[0] % own[0] or stride[1] % own[1]:
-        raise InputError(f"the stride is {stride}; a stream's must be a multiple of the network's, which is {own}")
-    return stride[0] // own[0], stride[1] // own[1]
-
-
-def _coarser(geometry: Geometry, steps: tuple[int, int]) -> Geometry:
-    # at the wider stride; a ring's part of a position counts as a whole one
-    if steps == (1, 1):
-        return geometry
-    down, across = steps
-    rows, cols = -(-geometry.rows // down), -(-geometry.cols // across)
-    top, left, bottom, right = geometry.ring
-    ring = (
-        min(rows, math.ceil(top / down)),
-        min(cols, math.ceil(left / across)),
-        min(rows, math.ceil(bottom / down)),
-        min(cols, math.ceil(right / across)),
-    )
-    exactness = geometry.exactness
-    if exactness != "exact":
-        inside = ring[0] + ring[2] < rows and ring[1] + ring[3] < cols
-        exactness = "interior-exact" if inside else "padded"
-    stride = (geometry.stride[0] * down, geometry.stride[1] * across)
-    return replace(geometry, rows=rows, cols=cols, stride=stride, ring=ring, exactness=exactness)
+def _one_after_another(rows: "Rows", image: np.ndarray) -> Blocks:
+    yield from rows.feed(image)
+    yield from rows.finish()
