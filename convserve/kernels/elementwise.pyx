@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from convserve.kernels.rows cimport Op, Ring, Run, Share, Sink, Source, part_of, ring_row
+from convserve.kernels.rows cimport (Op, Place, Ring, Run, Share, Sink, Source, part_of, pixel_of,
+                                     place_of, ring_row)
 
 
 cdef void pixelwise_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
@@ -15,17 +16,16 @@ cdef void pixelwise_rows(const Op *op, const Run *run, const Share *share) noexc
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t rows = end - begin, channels = y.channels
-    cdef int64_t first, last, pixel, row, column, g, j, image
+    cdef int64_t first, last, pixel, g, j
+    cdef Place at
     cdef int64_t depth = channels // op.group
     cdef const float *values
     cdef float *out
     part_of(run.images * rows * y.width, share, &first, &last)
     for pixel in range(first, last):
-        image = pixel // (rows * y.width)
-        row = begin + pixel // y.width % rows
-        column = pixel % y.width
-        values = ring_row(x, image, row) + column * x.pixel_pitch
-        out = ring_row(y, image, row) + column * y.pixel_pitch
+        at = place_of(pixel, begin, rows, y.width)
+        values = pixel_of(x, at)
+        out = pixel_of(y, at)
         if op.kind == COPY:
             memcpy(out, values, channels * sizeof(float))
         elif op.kind == RELU:
@@ -49,21 +49,20 @@ cdef void combine_rows(const Op *op, const Run *run, const Share *share) noexcep
     cdef const Ring *x
     cdef const Ring *y = run.rings + op.output
     cdef int64_t rows = end - begin
-    cdef int64_t first, last, pixel, row, column, number, image
+    cdef int64_t first, last, pixel, number
+    cdef Place at
     cdef const float *kept
     cdef const float *values
     cdef float *out
     cdef int relu
     part_of(run.images * rows * y.width, share, &first, &last)
     for pixel in range(first, last):
-        image = pixel // (rows * y.width)
-        row = begin + pixel // y.width % rows
-        column = pixel % y.width
-        out = ring_row(y, image, row) + column * y.pixel_pitch
+        at = place_of(pixel, begin, rows, y.width)
+        out = pixel_of(y, at)
         kept = NULL
         for number in range(op.input_count):
             x = run.rings + op.inputs[number]
-            values = ring_row(x, image, row if x.height > 1 else 0) + (column if x.width > 1 else 0) * x.pixel_pitch
+            values = pixel_of(x, Place(at.image, at.row if x.height > 1 else 0, at.column if x.width > 1 else 0))
             if kept == NULL:
                 kept = values
                 continue
@@ -81,18 +80,17 @@ cdef void flatten_rows(const Op *op, const Run *run, const Share *share) noexcep
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t rows = end - begin, area = op.kernel_h * op.kernel_w
-    cdef int64_t first, last, pixel, row, column, image, i, j, c
+    cdef int64_t first, last, pixel, i, j, c
+    cdef Place at
     cdef const float *values
     cdef float *out
     part_of(run.images * rows * y.width, share, &first, &last)
     for pixel in range(first, last):
-        image = pixel // (rows * y.width)
-        row = begin + pixel // y.width % rows
-        column = pixel % y.width
-        out = ring_row(y, image, row) + column * y.pixel_pitch
+        at = place_of(pixel, begin, rows, y.width)
+        out = pixel_of(y, at)
         for i in range(op.kernel_h):
             for j in range(op.kernel_w):
-                values = ring_row(x, image, row + i) + (column + j) * x.pixel_pitch
+                values = pixel_of(x, Place(at.image, at.row + i, at.column + j))
                 for c in range(x.channels):
                     out[c * area + i * op.kernel_w + j] = values[c]
 

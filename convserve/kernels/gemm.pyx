@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t
 
 from convserve.kernels.dispatch cimport CS_MR_MAX, CS_PANEL, cs_gemm_params
 from convserve.kernels.im2col cimport Indirection, indirection, pack, point, point_pixels
-from convserve.kernels.rows cimport Op, Ring, Run, Share, part_of, ring_row
+from convserve.kernels.rows cimport Op, Place, Ring, Run, Share, part_of, pixel_of, place_of, ring_row
 
 # Weight panels that are gone through for all tiles before the next ones: they stay in the second-level cache.
 cdef int64_t PANEL_GROUP_BYTES = 640 * 1024
@@ -91,33 +91,29 @@ cdef void depthwise_rows(const Op *op, const Run *run, const Share *share) noexc
     cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
-    cdef int64_t pixels_per_image = (end - begin) * y.width
     cdef int64_t total = op.kernel_h * op.kernel_w
-    cdef int64_t first, last, pixel, image, within, row, column, tap, done, kh, count
+    cdef int64_t first, last, pixel, tap, done, kh, count
+    cdef Place at
     cdef const float *taps[64]
     cdef const float *start
     cdef float *out
-    part_of(run.images * pixels_per_image, share, &first, &last)
+    part_of(run.images * (end - begin) * y.width, share, &first, &last)
     for pixel in range(first, last):
-        image = pixel // pixels_per_image
-        within = pixel - image * pixels_per_image
-        row = begin + within // y.width
-        column = within % y.width
-        out = ring_row(y, image, row) + column * y.pixel_pitch
+        at = place_of(pixel, begin, end - begin, y.width)
+        out = pixel_of(y, at)
         done = 0
         while done < total:
             count = min(TAPS, total - done)
             for tap in range(done, done + count):
-                kh = row * op.stride_h - op.pad_top + tap // op.kernel_w * op.dilation_h
+                kh = at.row * op.stride_h - op.pad_top + tap // op.kernel_w * op.dilation_h
                 if 0 <= kh < x.height:
-                    start = ring_row(x, image, kh)
+                    start = ring_row(x, at.image, kh)
                 else:
                     start = run.zeros + x.pad_left * x.pixel_pitch
                 taps[tap - done] = start + x.pixel_pitch * (
-                    column * op.stride_w - op.pad_left + tap % op.kernel_w * op.dilation_w)
+                    at.column * op.stride_w - op.pad_left + tap % op.kernel_w * op.dilation_w)
             run.kernels.depthwise(y.channels, count, taps, op.weights + done * y.channels, op.bias, out, done == 0,
                                   op.relu and op.input_count == 1 and done + count == total)
             done += count
         if op.input_count > 1:
-            start = ring_row(run.rings + op.inputs[1], image, row) + column * run.rings[op.inputs[1]].pixel_pitch
-            run.kernels.add(y.channels, out, start, out, op.relu)
+            run.kernels.add(y.channels, out, pixel_of(run.rings + op.inputs[1], at), out, op.relu)

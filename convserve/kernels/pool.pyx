@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from convserve.kernels.rows cimport Op, Ring, Run, Share, part_of, ring_row
+from convserve.kernels.rows cimport Op, Place, Ring, Run, Share, part_of, pixel_of, place_of, ring_row
 
 cdef int64_t TAPS = 64
 
@@ -21,22 +21,19 @@ cdef void pool_rows(const Op *op, const Run *run, const Share *share, bint avera
     cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
-    cdef int64_t pixels_per_image = (end - begin) * y.width
-    cdef int64_t first, last, pixel, image, within, row, column, top, left, i, j, i0, i1, j0, j1, count, done
+    cdef int64_t first, last, pixel, top, left, i, j, i0, i1, j0, j1, count, done
+    cdef Place at
     cdef int64_t padded_h = x.height + op.pad_bottom, padded_w = x.width + op.pad_right
     cdef float divisor
     cdef const float *taps[64]
     cdef const float *start
     cdef float *out
-    part_of(run.images * pixels_per_image, share, &first, &last)
+    part_of(run.images * (end - begin) * y.width, share, &first, &last)
     for pixel in range(first, last):
-        image = pixel // pixels_per_image
-        within = pixel - image * pixels_per_image
-        row = begin + within // y.width
-        column = within % y.width
-        out = ring_row(y, image, row) + column * y.pixel_pitch
-        top = row * op.stride_h - op.pad_top
-        left = column * op.stride_w - op.pad_left
+        at = place_of(pixel, begin, end - begin, y.width)
+        out = pixel_of(y, at)
+        top = at.row * op.stride_h - op.pad_top
+        left = at.column * op.stride_w - op.pad_left
         i0 = first_tap(top, op.dilation_h)
         i1 = tap_limit(top, op.dilation_h, op.kernel_h, x.height)
         j0 = first_tap(left, op.dilation_w)
@@ -50,7 +47,7 @@ cdef void pool_rows(const Op *op, const Run *run, const Share *share, bint avera
         count = 0
         done = 0
         for i in range(i0, i1):
-            start = ring_row(x, image, top + i * op.dilation_h)
+            start = ring_row(x, at.image, top + i * op.dilation_h)
             for j in range(j0, j1):
                 taps[count] = start + (left + j * op.dilation_w) * x.pixel_pitch
                 count += 1

@@ -86,6 +86,23 @@ cdef inline float *ring_row(const Ring *ring, int64_t image, int64_t y) noexcept
     return ring.base + image * ring.image_pitch + (y % ring.rows) * ring.row_pitch
 
 
+cdef struct Place:
+    # Where an output pixel lies.
+    int64_t image
+    int64_t row
+    int64_t column
+
+
+cdef inline Place place_of(int64_t pixel, int64_t begin, int64_t rows, int64_t width) noexcept nogil:
+    # Pixels of the rows [begin, begin + rows) are numbered image by image, row by row.
+    return Place(pixel // (rows * width), begin + pixel // width % rows, pixel % width)
+
+
+cdef inline float *pixel_of(const Ring *ring, Place at) noexcept nogil:
+    # The first channel of a pixel.
+    return ring_row(ring, at.image, at.row) + at.column * ring.pixel_pitch
+
+
 cdef inline void part_of(int64_t total, const Share *share, int64_t *begin, int64_t *end) noexcept nogil:
     # The even part [begin, end) of total pieces that a share has to do.
     begin[0] = total * share.part // share.parts

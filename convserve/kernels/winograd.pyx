@@ -7,7 +7,7 @@ A row of the transformed tensor V is a row of 4x4 output tiles; each of its pixe
 from libc.stdint cimport int64_t
 
 from convserve.kernels.dispatch cimport CS_PANEL, cs_gemm_params
-from convserve.kernels.rows cimport Op, Ring, Run, Share, part_of, ring_row
+from convserve.kernels.rows cimport Op, Place, Ring, Run, Share, part_of, pixel_of, place_of, ring_row
 
 cdef enum:
     TILE = 4
@@ -24,24 +24,23 @@ cdef void winograd_input_rows(const Op *op, const Run *run, const Share *share) 
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *v = run.rings + op.output
     cdef int64_t rows = end - begin, pitch = v.channels // POINTS
-    cdef int64_t first, last, tile, image, row, column, i, j, y
+    cdef int64_t first, last, tile, i, j, y
+    cdef Place at
     cdef const float *start
     cdef const float *pixels[36]
     part_of(run.images * rows * v.width, share, &first, &last)
     for tile in range(first, last):
-        image = tile // (rows * v.width)
-        row = begin + tile // v.width % rows
-        column = tile % v.width
+        at = place_of(tile, begin, rows, v.width)
         for i in range(REACH):
-            y = row * TILE - op.pad_top + i
+            y = at.row * TILE - op.pad_top + i
             if 0 <= y < x.height:
-                start = ring_row(x, image, y)
+                start = ring_row(x, at.image, y)
             else:
                 start = run.zeros + x.pad_left * x.pixel_pitch
-            start += (column * TILE - op.pad_left) * x.pixel_pitch
+            start += (at.column * TILE - op.pad_left) * x.pixel_pitch
             for j in range(REACH):
                 pixels[i * REACH + j] = start + j * x.pixel_pitch
-        run.kernels.winograd_input(x.channels, pixels, ring_row(v, image, row) + column * v.pixel_pitch, pitch)
+        run.kernels.winograd_input(x.channels, pixels, pixel_of(v, at), pitch)
 
 
 cdef void winograd_output_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
@@ -86,9 +85,7 @@ cdef void multiply(const Op *op, const Run *run, const Share *share, int64_t fir
     cdef float *c[16]
     cdef cs_gemm_params params
     for tile in range(count):
-        number = from_tile + tile
-        starts[tile] = (ring_row(v, number // (rows * v.width), first_row + number // v.width % rows)
-                        + number % v.width * v.pixel_pitch)
+        starts[tile] = pixel_of(v, place_of(from_tile + tile, first_row, rows, v.width))
     params.segments = 1
     params.segment_length = channels
     params.a = a
@@ -123,18 +120,17 @@ cdef void finish(const Op *op, const Run *run, const Share *share, int64_t first
     cdef const float *products = <const float *> (starts + GROUP)
     cdef float *out[16]
     cdef const float *residual[16]
-    cdef int64_t tile, number, image, row, column, i, j
+    cdef int64_t tile, i, j
+    cdef Place corner, at
     for tile in range(count):
-        number = from_tile + tile
-        image = number // (rows * v.width)
+        corner = place_of(from_tile + tile, first_row, rows, v.width)
         for i in range(TILE):
-            row = (first_row + number // v.width % rows) * TILE + i
             for j in range(TILE):
-                column = number % v.width * TILE + j
+                at = Place(corner.image, corner.row * TILE + i, corner.column * TILE + j)
                 out[i * TILE + j] = NULL
-                if share.begin <= row < share.end and column < y.width:
-                    out[i * TILE + j] = ring_row(y, image, row) + column * y.pixel_pitch
+                if share.begin <= at.row < share.end and at.column < y.width:
+                    out[i * TILE + j] = pixel_of(y, at)
                     if other != NULL:
-                        residual[i * TILE + j] = ring_row(other, image, row) + column * other.pixel_pitch
+                        residual[i * TILE + j] = pixel_of(other, at)
         run.kernels.winograd_output(products + tile * width, GROUP * width, op.bias + channel,
                                     residual if other != NULL else NULL, out, channel, n, op.relu)
