@@ -16,7 +16,6 @@ from convserve.engine.source import ImageRows, empty_scores
 from convserve.engine.team import thread_count
 from convserve.errors import MemoryBudgetError, RunCancelled
 from convserve.graph.ir import Graph
-from convserve.graph.ops import infer_volumes
 from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
 from convserve.plan.plan import Layout, Plan, make_plan
@@ -159,14 +158,12 @@ class Engine:
         Raises RunCancelled where cancellation ended the run.
         """
         cancellation = cancellation or Cancellation()
-        volumes = infer_volumes(self.graph, image.height, image.width)
-        results = {}
-        for output in self.graph.outputs:
-            volume = volumes[output.tensor]
-            assert volume.height is not None
-            assert volume.width is not None
-            results[output.name] = empty_scores(image.count, volume.channels, volume.height, volume.width)
         at_once = self._images_at_once(image)
+        shown = self.plan(image.height, image.width, images=at_once).program.shown()
+        results = {
+            output.name: empty_scores(image.count, tensor.volume.channels, tensor.height, tensor.width)
+            for output, tensor in zip(self.graph.outputs, shown, strict=True)
+        }
         for first in range(0, image.count, at_once):
             group = image.rows[first : first + at_once]
             executor = self.executor(image.height, image.width, images=len(group))

@@ -95,6 +95,11 @@ class Program:
     tensors: list[Tensor]
     sink_rows: list[int] = field(default_factory=list)
 
+    def shown(self) -> list[Tensor]:
+        """Return the tensor behind each output, in order."""
+        writes = sorted((op for op in self.operations if op.kind == "Write"), key=lambda op: op.sink)
+        return [self.tensors[op.inputs[0]] for op in writes]
+
     def rows_of(self, operation: Operation) -> int:
         """How many rows the operation has to produce."""
         if operation.kind == "Write":
