@@ -3,8 +3,6 @@
 import os
 import platform
 from datetime import UTC, datetime
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import onnx
 
 import convserve
 from convserve.cli.info import cgroup_cpus, cpu_model
+from convserve.engine.limits import peak_flops, read_bandwidth
 from convserve.engine.team import available_threads
 from convserve.kernels import dispatch
 
@@ -50,16 +49,9 @@ def _cpu_flags() -> set[str]:
 
 
 def measure_limits(threads: list[int]) -> dict[str, dict[str, float]]:
-    """Return peak flop/s and read bytes/s by number of threads, {} where convserve cannot measure them."""
-    if find_spec("convserve.engine.limits") is None:
-        return {}
-    limits = import_module("convserve.engine.limits")
+    """Return peak flop/s and read bytes/s by number of threads, measured now."""
     return {
-        str(count): {
-            "peak_flops": float(limits.peak_flops(count)),
-            "read_bytes_per_s": float(limits.read_bandwidth(count)),
-        }
-        for count in threads
+        str(count): {"peak_flops": peak_flops(count), "read_bytes_per_s": read_bandwidth(count)} for count in threads
     }
 
 

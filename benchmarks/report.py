@@ -60,13 +60,14 @@ def result_tables(document: Result) -> list[Table]:
         threads, batch = setting
         table = Table(
             title=f"{_plural(threads, 'thread')}, batch {batch}, float32,"
-            f" best and median of {_plural(results[0]['runs'], 'run')} in turn"
+            f" best and median of {_plural(results[0]['runs'], 'run')} in turn",
+            caption="MiB: resident after load / after the runs; high: the most at any time",
         )
         table.add_column("network", no_wrap=True)
         table.add_column("engine", no_wrap=True)
         for heading in ("best ms", "median ms", "images/s", "ratio", "of medians", "load s", "to answer s"):
             table.add_column(heading, justify="right")
-        for heading in ("anon MiB", "file MiB", "high water MiB"):
+        for heading in ("anon MiB", "file MiB", "high MiB"):
             table.add_column(heading, justify="right")
         for result in results:
             for number, (engine, one) in enumerate(result["engines"].items()):
@@ -82,7 +83,7 @@ def result_tables(document: Result) -> list[Table]:
 def _cells(engine: str, one: Result) -> list[str]:
     title = ENGINES[engine].title
     if "best_ms" not in one:
-        return [title, "failed", one["error"]]
+        return [title, "failed"]
     loaded, after = one["memory"]["after_load"], one["memory"]["after_runs"]
     return [
         title,
@@ -92,7 +93,7 @@ def _cells(engine: str, one: Result) -> list[str]:
         *(f"{ratio:.2f}" if ratio else "" for ratio in (one["ratio"], one["median_ratio"])),
         f"{one['load_s']:.3f}",
         f"{one['first_answer_s']:.3f}",
-        *(f"{size / 2**20:.0f}" for size in (loaded["anonymous_bytes"], loaded["file_bytes"])),
+        *(f"{loaded[kind] / 2**20:.0f}/{after[kind] / 2**20:.0f}" for kind in ("anonymous_bytes", "file_bytes")),
         f"{after['high_water_bytes'] / 2**20:.0f}",
     ]
 
@@ -108,13 +109,20 @@ def machine_text(document: Result) -> str:
 
 
 def limits_text(document: Result) -> str:
-    """Return machine and measured limits as text."""
+    """Return machine, measured limits and what failed as text."""
     lines = [machine_text(document)]
     for threads, limits in document["limits"].items():
         lines.append(
             f"measured limits, {_plural(int(threads), 'thread')}: {limits['peak_flops'] / 1e9:.0f} GFLOP/s,"
             f" reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s"
         )
+    for result in document["results"]:
+        for engine, one in result["engines"].items():
+            if "error" in one:
+                lines.append(
+                    f"failed: {ENGINES[engine].title}, {result['title']}, {_plural(result['threads'], 'thread')},"
+                    f" batch {result['batch']}: {one['error']}"
+                )
     stolen = max((result["stolen_share"] for result in document["results"]), default=0)
     lines.append(f"processors stolen by others while a network was measured: at most {stolen:.2f}")
     return "\n".join(lines)

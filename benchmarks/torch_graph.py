@@ -53,11 +53,12 @@ def _apply(node: Node, ins: list[torch.Tensor], params: dict[str, torch.Tensor])
         x, pads = _padded(x, attrs, float("-inf"))
         return F.max_pool2d(x, attrs["kernel_shape"], attrs["strides"], pads, attrs["dilations"], attrs["ceil_mode"])
     if node.op == "AveragePool":
-        top, left, bottom, right = attrs["pads"]
-        if (top, left) != (bottom, right):
-            raise NotImplementedError("average pooling that pads two opposite sides differently")
-        shape = (attrs["kernel_shape"], attrs["strides"], (top, left))
-        return F.avg_pool2d(x, *shape, attrs["ceil_mode"], attrs["count_include_pad"])
+        padded, pads = _padded(x, attrs, 0.0)
+        shape = (attrs["kernel_shape"], attrs["strides"], pads, attrs["ceil_mode"])
+        if padded is x or attrs["count_include_pad"]:
+            return F.avg_pool2d(padded, *shape, attrs["count_include_pad"])
+        counted = F.avg_pool2d(_padded(torch.ones_like(x[:1, :1]), attrs, 0.0)[0], *shape)
+        return F.avg_pool2d(padded, *shape) / counted
     if node.op == "LRN":
         return F.local_response_norm(x, attrs["size"], attrs["alpha"], attrs["beta"], attrs["bias"])
     if node.op == "Affine":

@@ -275,8 +275,20 @@ def test_the_layers_are_all_operations_with_the_networks_flops(
     # the image and the volume of each of two images, and one packed panel with its biases
     assert first["bytes"] == 2 * 4 * (12 * 12 * 3 + 12 * 12 * 8) + 4 * (27 * 16 + 16)
     assert first["flops_per_s"] == pytest.approx(1e3 * first["flops"] / first["best_ms"])
-    if found["limits"] is not None:
-        assert first["peak_share"] == pytest.approx(first["flops_per_s"] / found["limits"]["peak_flops"])
+    assert first["peak_share"] == pytest.approx(first["flops_per_s"] / found["limits"]["peak_flops"])
+
+
+def test_winograd_layers_count_what_they_multiply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = Builder(Volume(64, 18, 16), seed=1)
+    onnx.save(to_onnx(net.graph(net.conv(net.input, 64, 3, pads=1))), tmp_path / "net.onnx")
+    assert main(["bench", str(tmp_path / "net.onnx"), "--runs", "1", "--threads", "1", "--layers", "--json"]) == 0
+    _, tiles, products, _ = json.loads(capsys.readouterr().out)["layers"]
+    assert tiles["algorithm"] == products["algorithm"] == "winograd"
+    assert (tiles["flops"], products["flops"]) == (0, 2 * 18 * 16 * 64 * 64 * 9)
+    # 5x4 tiles of 36 products, where 18x16 positions take 9 each
+    assert products["executed_flops"] == 2 * 5 * 4 * 36 * 64 * 64
+    assert tiles["volume"][:2] == [5, 4]
+    assert products["bytes"] > 4 * 36 * 64 * 64
 
 
 def test_the_layer_table_names_algorithms(networks: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ import argparse
 import statistics
 import time
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from convserve.cli.arguments import add_command, add_run_options, count, load_net
@@ -89,25 +88,21 @@ def time_runs(model: "Model", x: "np.ndarray", runs: int) -> dict[str, Any]:
     }
 
 
-def measure_limits(threads: int) -> dict[str, float] | None:
-    """Return this machine's peak (flop/s) and read bandwidth (bytes/s) for a number of threads, measured now.
+def measure_limits(threads: int) -> dict[str, float]:
+    """Return this machine's peak (flop/s) and read bandwidth (bytes/s) for a number of threads, measured now."""
+    from convserve.engine.limits import peak_flops, read_bandwidth
 
-    None where the engine cannot measure them.
-    """
-    if find_spec("convserve.engine.limits") is None:
-        return None
-    limits = import_module("convserve.engine.limits")
-    return {"peak_flops": limits.peak_flops(threads), "read_bytes_per_s": limits.read_bandwidth(threads)}
+    return {"peak_flops": peak_flops(threads), "read_bytes_per_s": read_bandwidth(threads)}
 
 
 def time_layers(
-    model: "Model", x: "np.ndarray", runs: int, *, threads: int | None, limits: dict[str, float] | None
+    model: "Model", x: "np.ndarray", runs: int, *, threads: int | None, limits: dict[str, float]
 ) -> dict[str, Any]:
     """Return {"layers": one entry for each operation of the plan, in order, "layers_ms": the sum of their best}.
 
     x: float32 (N, C, H, W), run as one group over one arena. An operation's time is that of all its steps, its best
-    run. flops are those of the direct form, whichever algorithm runs; bytes count every value that is read or
-    written once: inputs, output, weights.
+    run. flops are those of the direct form, executed_flops those of the algorithm's multiplications, of which
+    peak_share is; bytes count every value that is read or written once: inputs, output, weights.
     """
     from convserve.engine.engine import Engine
     from convserve.plan.describe import describe
@@ -120,12 +115,11 @@ def time_layers(
     layers = []
     for operation in plan.program.operations:
         known = described.get(operation.name) if operation.node is not None else None
-        entry = _entry(operation, plan, known, best[operation.index])
-        entry["share"] = best[operation.index] / sum(best)
+        entry = _entry(operation, plan, known, max(best[operation.index], 1e-9))
+        entry["share"] = best[operation.index] / (sum(best) or 1)
         entry["median_ms"] = 1e3 * statistics.median(times[operation.index] for times in seconds)
-        if limits is not None:
-            entry["peak_share"] = entry["flops_per_s"] / limits["peak_flops"]
-            entry["read_share"] = entry["bytes_per_s"] / limits["read_bytes_per_s"]
+        entry["peak_share"] = 1e3 * entry["executed_flops"] / entry["best_ms"] / limits["peak_flops"]
+        entry["read_share"] = entry["bytes_per_s"] / limits["read_bytes_per_s"]
         layers.append(entry)
     return {"layers": layers, "layers_ms": 1e3 * sum(best)}
 
@@ -168,19 +162,38 @@ def _entry(operation: "Operation", plan: "Plan", known: "LayerDescription | None
     if node is None:
         # from the caller's array, or into it
         values = 2 * plan.program.rows_of(operation) * _row_values(shown)
-    params = sum(array.nbytes for array in node.params.values()) if node is not None else 0
-    moved, flops = 4 * values * plan.images + params, (known.flops if known else 0) * plan.images
+    moved = 4 * values * plan.images + _weight_bytes(operation)
+    counts = known is not None and operation.kind != "WinogradInput"
+    flops = known.flops * plan.images if known is not None and counts else 0
     return {
         "name": operation.name,
-        "operation": known.op if known else operation.kind,
+        "operation": known.op if known is not None and counts else operation.kind,
         "volume": [shown.height, shown.width, shown.volume.channels],
         "algorithm": _algorithm(operation),
         "best_ms": 1e3 * seconds,
         "flops": flops,
-        "flops_per_s": flops / seconds if seconds else 0.0,
+        "executed_flops": _executed(flops, operation, plan),
+        "flops_per_s": flops / seconds,
         "bytes": moved,
-        "bytes_per_s": moved / seconds if seconds else 0.0,
+        "bytes_per_s": moved / seconds,
     }
+
+
+def _weight_bytes(operation: "Operation") -> int:
+    # a layer that Winograd runs may hold its direct panels too, and its weights are read in its second step
+    if operation.node is None or operation.kind == "WinogradInput":
+        return 0
+    unread = "panels" if operation.kind == "WinogradOutput" else "winograd_panels"
+    return sum(array.nbytes for name, array in operation.node.params.items() if name != unread)
+
+
+def _executed(flops: int, operation: "Operation", plan: "Plan") -> int:
+    from convserve.plan.program import WINOGRAD_POINTS
+
+    if operation.kind != "WinogradOutput":
+        return flops
+    tiles, shown = plan.program.tensors[operation.inputs[0]], plan.program.tensors[operation.output]
+    return flops * WINOGRAD_POINTS * tiles.height * tiles.width // (9 * shown.height * shown.width)
 
 
 def _row_values(tensor: Any) -> int:
@@ -194,8 +207,8 @@ def _algorithm(operation: "Operation") -> str:
     node = operation.node
     if node is None or node.op != "Conv":
         return ""
-    if "algorithm" in node.attrs:
-        return str(node.attrs["algorithm"])
+    if operation.kind.startswith("Winograd"):
+        return "winograd"
     if is_depthwise(node):
         return "depthwise"
     return "packed windows" if packs_windows(node) else "indirection"
@@ -220,8 +233,6 @@ def _layer_lines(found: dict[str, Any]) -> list[str]:
     limits, left = found["limits"], (0, 1, 2, 3)
     head = ("layer", "operation", "volume", "algorithm", "ms", "share", "GFLOP/s", "of peak", "MB", "GB/s", "of read")
     rows = [head, *(_layer_row(layer) for layer in found["layers"])]
-    if limits is None:
-        rows = [(*row[:7], *row[8:10]) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -235,11 +246,11 @@ def _layer_lines(found: dict[str, Any]) -> list[str]:
         f"sum of the best of each {found['layers_ms']:.2f} ms,"
         f" {flops / 1e9:.2f} GFLOP at {flops / found['layers_ms'] / 1e6:.0f} GFLOP/s"
     )
-    if limits is not None:
-        lines.append(
-            f"measured limits: peak {limits['peak_flops'] / 1e9:.0f} GFLOP/s,"
-            f" reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s"
-        )
+    lines.append(
+        f"measured limits: peak {limits['peak_flops'] / 1e9:.0f} GFLOP/s,"
+        f" reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s"
+    )
+    lines.append("(GFLOP/s as if direct; of peak: what the algorithm multiplies; MB: each value and weight once)")
     return lines
 
 
@@ -254,8 +265,8 @@ def _layer_row(layer: dict[str, Any]) -> tuple[str, ...]:
         f"{layer['best_ms']:.3f}",
         f"{100 * layer['share']:.1f} %",
         f"{layer['flops_per_s'] / 1e9:.1f}" if counts else "",
-        f"{100 * layer.get('peak_share', 0):.0f} %" if counts else "",
+        f"{100 * layer['peak_share']:.0f} %" if counts else "",
         f"{layer['bytes'] / 1e6:.2f}",
         f"{layer['bytes_per_s'] / 1e9:.1f}",
-        f"{100 * layer.get('read_share', 0):.0f} %",
+        f"{100 * layer['read_share']:.0f} %",
     )
