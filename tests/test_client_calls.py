@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from foreign import CLASSIFIED, GEOMETRY, PLACE, Silent, foreign_server
-from serving import running_server
+from serving import FakeModel, running_server
 
 import convserve
 from convserve import errors
@@ -177,6 +177,29 @@ def test_a_server_that_starts_late_is_waited_for() -> None:
         with foreign_server(servicer, port=port):
             thread.join(10)
     assert result == [[]]
+
+
+def test_a_busy_server_is_asked_again_after_the_time_that_it_tells() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def classify(images: list[Any], top: int) -> list[list[Any]]:
+        begun.set()
+        assert release.wait(10)
+        return [[] for _ in images]
+
+    with (
+        running_server({"slow": FakeModel(classify=classify)}, workers=1, max_waiting=0) as address,
+        Client(address, retries=50) as client,
+    ):
+        first = threading.Thread(target=lambda: client.classify(NOTHING))
+        first.start()
+        assert begun.wait(10)
+        with Client(address, retries=0) as impatient, pytest.raises(errors.ServerBusy) as raised:
+            impatient.classify(NOTHING)
+        assert raised.value.wait_s is not None
+        threading.Timer(0.3, release.set).start()
+        assert client.classify(NOTHING) == []
+        first.join(10)
 
 
 def test_rows_that_cannot_come_again_are_not_asked_for_twice() -> None:

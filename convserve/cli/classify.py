@@ -1,14 +1,20 @@
 """convserve classify: the best classes of images, here or on a server."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import Any, cast
 
 from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
 from convserve.cli.output import prediction_fields, prediction_lines, print_json
 from convserve.errors import InputError
+from convserve.progress import ProgressBar
 from convserve.results import Prediction
 
 __all__ = ["register", "run"]
+
+GROUP = 16
+"""Images that are read and classified together."""
 
 
 def register(commands: Any) -> None:
@@ -40,9 +46,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _results(args: argparse.Namespace) -> list[list[Prediction]]:
-    if args.server:
-        if args.memory_budget is not None:
-            raise InputError("--memory-budget cannot be given together with --server, whose budget is its own")
-        with remote_client(args) as client:
-            return client.classify(args.images, model=args.model, top=args.top)
-    return cast(list[list[Prediction]], load_net(args.net, args).classify(args.images, top=args.top))
+    if not args.server:
+        model = load_net(args.net, args)
+        return _in_groups(args, lambda images: cast(list[list[Prediction]], model.classify(images, top=args.top)))
+    if args.memory_budget is not None:
+        raise InputError("--memory-budget cannot be given together with --server, whose budget is its own")
+    with remote_client(args) as client:
+        return _in_groups(args, lambda images: client.classify(images, model=args.model, top=args.top))
+
+
+def _in_groups(
+    args: argparse.Namespace, classify: Callable[[tuple[str, ...]], list[list[Prediction]]]
+) -> list[list[Prediction]]:
+    # a thousand photographs need not be in memory at once
+    results: list[list[Prediction]] = []
+    progress = sys.stderr.isatty() and not args.json
+    with ProgressBar("images", total=len(args.images), enabled=progress, unit="images") as bar:
+        for begin in range(0, len(args.images), GROUP):
+            images = tuple(args.images[begin : begin + GROUP])
+            results += classify(images)
+            bar.advance(len(images))
+    return results
