@@ -173,7 +173,7 @@ cdef class Execution:
     cdef int _bind_ring(self, Ring *ring, tensor, root, char *arena) except -1:
         ring.channels, ring.height, ring.width = tensor.volume.channels, tensor.height, tensor.width
         ring.rows = root.ring_rows
-        ring.row_pitch, ring.pixel_pitch = root.row_pitch, root.volume.channels
+        ring.row_pitch, ring.pixel_pitch = root.row_pitch, root.pixel_pitch
         ring.image_pitch = ring.rows * ring.row_pitch
         ring.pad_left, ring.pad_right = root.pad_left, root.pad_right
         ring.base = <float *> (arena + <int64_t> root.offset) + ring.pad_left * ring.pixel_pitch

@@ -224,7 +224,8 @@ def finish_plan(plan: Plan, graph: Graph, done: list[int], height: int, rows: in
     """
     program = build_program(graph, height, plan.width, sink_rows=[rows])
     for tensor, before in zip(program.tensors, plan.program.tensors, strict=True):
-        tensor.offset, tensor.pad_left, tensor.pad_right = before.offset, before.pad_left, before.pad_right
+        tensor.offset, tensor.spaced = before.offset, before.spaced
+        tensor.pad_left, tensor.pad_right = before.pad_left, before.pad_right
     bands = bands_of(program, plan.segment_of, plan.layout)
     blocks = schedule(program, plan.segment_of, bands, poison=plan.poison, done=done)
     for tensor, before in zip(program.tensors, plan.program.tensors, strict=True):

@@ -28,7 +28,8 @@ class Tensor:
     root is the tensor whose ring it lies in (itself, or the volume it is joined into), channel_offset
     its first channel there; parts are the tensors joined into it. rows_needed is how many of its rows
     anybody reads. For roots: ring_rows, pad_left/pad_right (pixels of zeros beside each row),
-    first_use/last_use (segments), offset (bytes into the arena).
+    first_use/last_use (segments), offset (bytes into the arena), spaced (pixels lie a line further apart than
+    they are long).
     """
 
     index: int
@@ -44,6 +45,7 @@ class Tensor:
     first_use: int = -1
     last_use: int = -1
     offset: int = -1
+    spaced: bool = False
 
     @property
     def height(self) -> int:
@@ -58,9 +60,14 @@ class Tensor:
         return self.volume.width
 
     @property
+    def pixel_pitch(self) -> int:
+        """Floats from one pixel to the next: the channels, and a line more where `spaced`."""
+        return self.volume.channels + (16 if self.spaced else 0)
+
+    @property
     def row_pitch(self) -> int:
         """Floats from one ring row to the next: a whole number of 64-byte lines."""
-        return -(-(self.pad_left + self.width + self.pad_right) * self.volume.channels // 16) * 16
+        return -(-(self.pad_left + self.width + self.pad_right) * self.pixel_pitch // 16) * 16
 
     @property
     def ring_bytes(self) -> int:
@@ -192,7 +199,7 @@ def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int]
     program = Program(operations, tensors, [min(a, b) for a, b in zip(rows, sink_rows or rows, strict=True)])
     _place_parts(tensors)
     _find_rows_needed(program)
-    _find_padding(program)
+    _lay_out_rows(program)
     return program
 
 
@@ -223,7 +230,7 @@ def _find_rows_needed(program: Program) -> None:
             tensors[index].rows_needed = max(tensors[index].rows_needed, needed)
 
 
-def _find_padding(program: Program) -> None:
+def _lay_out_rows(program: Program) -> None:
     tensors = program.tensors
     for operation in program.operations:
         if operation.kind not in ("Conv", "WinogradInput"):
@@ -233,3 +240,6 @@ def _find_padding(program: Program) -> None:
         last = (tensors[operation.output].width - 1) * window.stride - window.pad_begin + window.extent
         root.pad_left = max(root.pad_left, window.pad_begin)
         root.pad_right = max(root.pad_right, last - x.width)
+        # pixels of a tile that lie a multiple of 4096 bytes apart would fall into the same places of the first cache
+        if root.width > 1 and window.stride * root.volume.channels % 1024 == 0:
+            root.spaced = True
