@@ -11,5 +11,8 @@
 #define cs_fma(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define cs_splat(x) ((vec)_mm256_set1_ps(x))
 #define cs_sqrt(x) ((vec)_mm256_sqrt_ps((__m256)(x)))
+#define cs_first(count) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define cs_load_first(p, count) ((vec)_mm256_maskload_ps(p, cs_first(count)))
+#define cs_store_first(p, v, count) _mm256_maskstore_ps(p, cs_first(count), (__m256)(v))
 #include "cs_body.h"
 #endif

@@ -11,5 +11,8 @@
 #define cs_fma(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define cs_splat(x) ((vec)_mm512_set1_ps(x))
 #define cs_sqrt(x) ((vec)_mm512_sqrt_ps((__m512)(x)))
+#define cs_first(count) ((__mmask16)((1u << (count)) - 1))
+#define cs_load_first(p, count) ((vec)_mm512_maskz_loadu_ps(cs_first(count), p))
+#define cs_store_first(p, v, count) _mm512_mask_storeu_ps(p, cs_first(count), (__m512)(v))
 #include "cs_body.h"
 #endif

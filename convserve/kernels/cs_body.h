@@ -1,5 +1,6 @@
 /* The micro-kernels and vector loops, written once; each cs_<isa>.c includes this after defining
- *   CS_ISA (name), CS_LANES (floats of a vector), CS_MR, CS_TILE_PANELS, and cs_fma, cs_splat, cs_sqrt on vectors.
+ *   CS_ISA (name), CS_LANES (floats of a vector), CS_MR, CS_TILE_PANELS, and cs_fma, cs_splat, cs_sqrt on vectors;
+ *   cs_load_first(p, count) and cs_store_first(p, v, count) touch the first count <= CS_LANES floats, the rest is 0.
  *
  * A fused multiply-add happens only through cs_fma, and every sum has one fixed order that does not
  * depend on CS_LANES: so all instruction sets with FMA give the same bits.
@@ -28,14 +29,12 @@ INLINE void store(float *p, vec v)
 
 INLINE vec load_first(const float *p, int64_t count)
 {
-    vec v = {0};
-    memcpy(&v, p, count * sizeof(float));
-    return v;
+    return cs_load_first(p, count);
 }
 
 INLINE void store_first(float *p, vec v, int64_t count)
 {
-    memcpy(p, &v, count * sizeof(float));
+    cs_store_first(p, v, count);
 }
 
 INLINE vec blend(ivec mask, vec yes, vec no)

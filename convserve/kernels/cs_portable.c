@@ -21,6 +21,19 @@ static inline __attribute__((always_inline)) four roots(four x)
     return (four){__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
 }
 
+static inline __attribute__((always_inline)) four first_of(const float *p, int64_t count)
+{
+    return (four){count > 0 ? p[0] : 0.0f, count > 1 ? p[1] : 0.0f, count > 2 ? p[2] : 0.0f, count > 3 ? p[3] : 0.0f};
+}
+
+static inline __attribute__((always_inline)) void to_first(float *p, four v, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        p[i] = v[i];
+}
+
+#define cs_load_first(p, count) first_of(p, count)
+#define cs_store_first(p, v, count) to_first(p, v, count)
 #include "cs_body.h"
 
 const struct cs_kernels *cs_kernels_named(const char *isa)

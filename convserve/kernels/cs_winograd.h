@@ -82,9 +82,15 @@ static void winograd_output(const float *products, int64_t pitch, const float *b
                 if (!place)
                     continue;
                 vec v = o[j] + start;
-                if (residual)
-                    v += load_first(residual[i * 4 + j] + channel + c, left);
-                store_first(place + channel + c, activated(v, relu), left);
+                if (left == CS_LANES) {
+                    if (residual)
+                        v += load(residual[i * 4 + j] + channel + c);
+                    store(place + channel + c, activated(v, relu));
+                } else {
+                    if (residual)
+                        v += load_first(residual[i * 4 + j] + channel + c, left);
+                    store_first(place + channel + c, activated(v, relu), left);
+                }
             }
         }
     }

@@ -92,28 +92,47 @@ cdef void depthwise_rows(const Op *op, const Run *run, const Share *share) noexc
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef int64_t total = op.kernel_h * op.kernel_w
-    cdef int64_t first, last, pixel, tap, done, kh, count
+    cdef int64_t first, last, pixel, i, j, row, done, count
+    cdef int64_t step = op.stride_w * x.pixel_pitch, across = op.dilation_w * x.pixel_pitch
+    cdef bint same_row
     cdef Place at
     cdef const float *taps[64]
     cdef const float *start
     cdef float *out
     part_of(run.images * (end - begin) * y.width, share, &first, &last)
+    if first == last:
+        return
+    at = place_of(first, begin, end - begin, y.width)
+    at.column -= 1
     for pixel in range(first, last):
-        at = place_of(pixel, begin, end - begin, y.width)
+        at.column += 1
+        same_row = pixel > first and at.column < y.width
+        if not same_row:
+            at = place_of(pixel, begin, end - begin, y.width)
         out = pixel_of(y, at)
         done = 0
-        while done < total:
-            count = min(TAPS, total - done)
-            for tap in range(done, done + count):
-                kh = at.row * op.stride_h - op.pad_top + tap // op.kernel_w * op.dilation_h
-                if 0 <= kh < x.height:
-                    start = ring_row(x, at.image, kh)
+        count = 0
+        if same_row and total <= TAPS:
+            count = total
+            for i in range(count):
+                taps[i] += step
+        else:
+            for i in range(op.kernel_h):
+                row = at.row * op.stride_h - op.pad_top + i * op.dilation_h
+                if 0 <= row < x.height:
+                    start = ring_row(x, at.image, row)
                 else:
                     start = run.zeros + x.pad_left * x.pixel_pitch
-                taps[tap - done] = start + x.pixel_pitch * (
-                    at.column * op.stride_w - op.pad_left + tap % op.kernel_w * op.dilation_w)
-            run.kernels.depthwise(y.channels, count, taps, op.weights + done * y.channels, op.bias, out, done == 0,
-                                  op.relu and op.input_count == 1 and done + count == total)
-            done += count
+                start += at.column * step - op.pad_left * x.pixel_pitch
+                for j in range(op.kernel_w):
+                    if count == TAPS:
+                        run.kernels.depthwise(y.channels, count, taps, op.weights + done * y.channels, op.bias, out,
+                                              done == 0, False)
+                        done += count
+                        count = 0
+                    taps[count] = start + j * across
+                    count += 1
+        run.kernels.depthwise(y.channels, count, taps, op.weights + done * y.channels, op.bias, out, done == 0,
+                              op.relu and op.input_count == 1)
         if op.input_count > 1:
             run.kernels.add(y.channels, out, pixel_of(run.rings + op.inputs[1], at), out, op.relu)
