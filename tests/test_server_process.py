@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,8 +35,12 @@ STATUS = health_pb2.HealthCheckResponse
 
 
 @contextmanager
-def server_process(*options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def server_process(
+    *options: str, address_space: int | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     command = [sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
+    if address_space is not None:
+        command = ["prlimit", f"--as={address_space}", *command]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -122,6 +128,79 @@ def test_the_streamed_map_has_the_local_bits_with_other_threads_and_budget() -> 
         with server_process(*options) as (_, address), Client(address) as client:
             found = client.score_map(PAGE)
         assert np.array_equal(found.scores, local.scores)
+
+
+# ---- memory and strangers
+
+MEBIBYTE = 1 << 20
+
+
+def resident_bytes(process: "subprocess.Popen[str]") -> int:
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell resident memory by /proc")
+@pytest.mark.parametrize("how", ["killed", "cancelled", "silent", "unread"])
+def test_a_client_that_disappears_gives_the_memory_back(how: str) -> None:
+    script = (
+        "import sys, time, grpc, numpy as np\n"
+        "from convserve.wire import scene\n"
+        "from convserve.wire.convserve_pb2_grpc import ConvserveStub\n"
+        "rows = np.zeros((80, 150_000, 1), np.uint8)\n"
+        "def requests():\n"
+        "    yield scene.header_to_message(scene.SceneHeader('uint8', width=150_000))\n"
+        "    yield from scene.pixels_to_messages(0, rows)\n"
+        "    time.sleep(60 if sys.argv[2] != 'unread' else 0)\n"
+        "channel = grpc.insecure_channel(sys.argv[1], options=[('grpc.max_receive_message_length', -1)])\n"
+        "call = ConvserveStub(channel).ScoreMap(requests())\n"
+        "next(call); next(call); print('in work', flush=True)\n"
+        "time.sleep(0.7)\n"
+        "if sys.argv[2] == 'cancelled': call.cancel()\n"
+        "time.sleep(60)\n"
+    )
+    with server_process("--stall-timeout", "1") as (process, address), Client(address) as client:
+        client.classify(DIGIT)
+        before = resident_bytes(process)
+        arguments = [sys.executable, "-c", script, address, how]
+        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+            try:
+                assert other.stdout is not None
+                assert other.stdout.readline() == "in work\n"
+                assert resident_bytes(process) > before + 120 * MEBIBYTE
+                assert client.classify(DIGIT)[0].label == "3"
+                if how == "killed":
+                    other.kill()
+                end = time.monotonic() + 15
+                # what remains are the allocator's reserves and the engine's memory for the next small run
+                while resident_bytes(process) > before + 70 * MEBIBYTE:
+                    assert time.monotonic() < end, f"{resident_bytes(process) - before} bytes are still held"
+                    time.sleep(0.1)
+            finally:
+                other.kill()
+        assert client.classify(DIGIT)[0].label == "3"
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit, which limits a process, is not installed")
+def test_memory_that_the_system_refuses() -> None:
+    requests = row_requests(np.zeros((1, 1, 1), np.uint8), width=20_000_000)
+    with server_process(address_space=2 << 30) as (_, address):
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
+            list(ConvserveStub(channel).ScoreMap(iter([next(requests)])))
+        assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert re.search(r"refused [\d,]+ bytes", error.value.details())
+        with Client(address) as client:
+            assert client.classify(DIGIT)[0].label == "3"
+
+
+def test_strangers_that_speak_no_grpc() -> None:
+    with server_process() as (_, address), Client(address) as client:
+        host, _, port = address.rpartition(":")
+        for number in range(60):
+            said = [b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(90), os.urandom(3000)]
+            with socket.create_connection((host, int(port)), timeout=5) as connection:
+                connection.sendall(said[number % 4])
+        assert client.classify(DIGIT)[0].label == "3"
 
 
 # ---- starting

@@ -99,13 +99,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except ConvserveError as error:
                 remaining = context.time_remaining()
                 code = status_of(error, overdue=remaining is not None and remaining <= 0)
-                await context.abort(code, str(error)[:_LONGEST_TEXT], trailing_metadata=trailers_of(error))
+                text, trailers = str(error)[:_LONGEST_TEXT], trailers_of(error)
             except MemoryError:
                 _log.exception("%s failed", method)
                 busy = ServerBusy("the server has not the memory for this request now", _MEMORY_WAIT_S)
-                await context.abort(status_of(busy), str(busy), trailing_metadata=trailers_of(busy))
+                code, text, trailers = status_of(busy), str(busy), trailers_of(busy)
             except Exception:
                 _log.exception("%s failed", method)
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+                code, text, trailers = grpc.StatusCode.INTERNAL, "internal error", ()
+            # behind the except blocks, since a client that does not read holds this up, and its traceback the arrays
+            await context.abort(code, text, trailing_metadata=trailers)
 
         return reporting
