@@ -59,6 +59,18 @@ def test_rows_in_and_scores_out(model: convserve.Model, address: str, page: np.n
     assert np.array_equal(np.concatenate(found), local.scores[:, :, [3, 10]])
 
 
+@pytest.mark.parametrize("stride", [2, (1, 4), (8, 2), 12])
+def test_other_strides_are_the_local_ones(
+    model: convserve.Model, address: str, page: np.ndarray, stride: int | tuple[int, int]
+) -> None:
+    part = np.ascontiguousarray(page[:60, :90])
+    scores = model.score_map(part, stride=stride, classes=[3, 7]).scores
+    with Client(address) as client:
+        assert np.array_equal(client.score_map(part, stride=stride, classes=[3, 7]).scores, scores)
+        found = list(client.stream(width=90, rows=blocks_of(part, 16), stride=stride, classes=[3, 7]))
+    assert np.array_equal(np.concatenate(found), scores)
+
+
 def test_float_rows_are_taken_as_they_are(model: convserve.Model, address: str) -> None:
     x = np.random.default_rng(5).random((1, 1, 60, 50), np.float32)
     with Client(address) as client:

@@ -128,10 +128,10 @@ class Core:
         """Return the scores of the server's network at every window position of an image.
 
         image: as for classify, never resized or cropped, of any size: it goes in pieces. stride: pixels between
-        positions, default the network's; the server says which others it takes. classes: indices or labels to keep,
-        default all. memory_budget: bytes that the run may take, below the server's own. progress: show a bar on
-        stderr if it takes longer than a second. timeout: seconds for the whole map, instead of the client's; math.inf
-        for no limit.
+        positions, default the network's, else a divisor (by shifted passes) or a multiple of it. classes: indices or
+        labels to keep, default all. memory_budget: bytes that the run may take, below the server's own. progress:
+        show a bar on stderr if it takes longer than a second. timeout: seconds for the whole map, instead of the
+        client's; math.inf for no limit.
         """
         with ProgressBar("rows of scores", enabled=progress) as bar:
             stream = await self.score_stream(
