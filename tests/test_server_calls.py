@@ -26,6 +26,7 @@ from serving import (
 import convserve
 from convserve import errors
 from convserve.client import Client
+from convserve.model import Cancellation
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.convserve_pb2_grpc import ConvserveStub
 from convserve.wire.status import ERROR_KEY, PUSHBACK_KEY
@@ -200,7 +201,28 @@ def test_a_deadline_ends_the_call_and_the_server_goes_on() -> None:
         assert stub.Classify(REQUEST, timeout=10).model == "fake"
 
 
-def test_a_cancelled_classification_stops_between_bands() -> None:
+def test_a_cancellation_ends_runs_before_and_in_their_work() -> None:
+    model = convserve.load(NET)
+    images: list[Any] = [np.zeros((28, 28, 1), np.uint8)] * 3000
+    before = Cancellation()
+    before.cancel()
+    with pytest.raises(errors.RunCancelled, match="0 of 3000 images"):
+        model.classify(images, cancellation=before)
+    start = time.monotonic()
+    assert len(model.classify(images, cancellation=Cancellation())) == 3000
+    whole_s = time.monotonic() - start
+    during = Cancellation()
+    timer = threading.Timer(whole_s / 3, during.cancel)
+    timer.start()
+    with suppress(errors.RunCancelled):
+        model.classify(images, cancellation=during)
+    timer.join()
+    with pytest.raises(errors.RunCancelled):
+        model.classify(images[:2], cancellation=during)
+    assert model.classify(images[:2]) == model.classify(images[:2], cancellation=Cancellation())
+
+
+def test_a_cancelled_classification_leaves_its_thread_to_others() -> None:
     model = convserve.load(NET)
     images = [pb.Image(tensor=pb.Tensor(layout=pb.UINT8_HWC, shape=(28, 28, 1), data=bytes(784)))] * 1000
     request = pb.ClassifyRequest(images=images)

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 
@@ -75,7 +76,10 @@ class Server:
     async def drain(self, grace_s: float = 30.0) -> None:
         """Say NOT_SERVING, refuse new calls, let those in work end within grace_s seconds, cancel the rest."""
         if self._server is not None:
-            await self._health.enter_graceful_shutdown()
+            with suppress(TimeoutError):
+                # a watch that is not read must not hold the others up
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._health.enter_graceful_shutdown()
             stopping = asyncio.create_task(self._server.stop(grace_s))
             idle = asyncio.create_task(self._interceptor.idle())
             await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
