@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench train clean
+.PHONY: help build demo test lint bench fuzz soak train clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -26,6 +26,12 @@ lint: build $(VENV)/with-lint ## check style and types
 
 bench: build $(VENV)/with-bench ## time all networks beside ONNX Runtime and OpenVINO; BENCH='--networks vgg16 --runs 5'
 	$(PY) -m benchmarks.run --json bench-out/bench.json --chart bench-out/bench.png $(BENCH)
+
+fuzz: build $(VENV)/with-test ## damage containers, ONNX files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
+	$(PY) tests/fuzz.py $(FUZZ)
+
+soak: build $(VENV)/with-test ## ask a server good and bad things for ten minutes, watching memory; SOAK='--seconds 60'
+	$(PY) tests/soak.py $(SOAK)
 
 train: build $(VENV)/with-train ## train the bundled network again and draw its samples again (needs PyTorch)
 	$(PY) -m training.train_digits

@@ -3,6 +3,7 @@
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +42,26 @@ def read_model(source: str | os.PathLike[str] | bytes) -> tuple[ModelProto, Path
         raise ModelFormatError(f"{what}: not an ONNX model, or a truncated one") from None
     if not model.HasField("graph") or not model.graph.node or not model.graph.output:
         raise ModelFormatError(f"{what}: not an ONNX model, it holds no graph with nodes and outputs")
+    for name in _names(model):
+        # protobuf hands text that is no UTF-8 over as bytes
+        if not isinstance(name, str):
+            raise ModelFormatError(f"{what}: the name {name!r} is no UTF-8 text")
     return model, folder
+
+
+def _names(model: ModelProto) -> Iterator[object]:
+    graph = model.graph
+    yield from (graph.name, *(entry.domain for entry in model.opset_import))
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for tensor in graph.initializer:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
 
 
 def opset_version(model: ModelProto) -> int:

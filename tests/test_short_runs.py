@@ -1,0 +1,21 @@
+"""The short forms of `make fuzz` and `make soak`."""
+
+from pathlib import Path
+
+import pytest
+from fuzz import fuzz
+from soak import soak
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_damaged_files_end_in_our_exceptions_or_run(seed: int, tmp_path: Path) -> None:
+    outcomes = fuzz(3, tmp_path, seed=seed)
+    assert sum(outcomes.values()) > 100
+    assert {"container: ModelFormatError", "ONNX file: ModelFormatError", "picture: ImageError"} <= set(outcomes)
+
+
+def test_mixed_requests_from_eight_threads_are_answered_alike_in_steady_memory() -> None:
+    done, grown, faults = soak(5)
+    assert not faults
+    assert done > 200
+    assert grown < 64 << 20
