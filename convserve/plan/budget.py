@@ -9,6 +9,9 @@ from convserve.plan.schedule import schedule
 __all__ = ["BAND_ROWS", "default_layout", "plan_within"]
 
 BAND_ROWS = 4
+# Higher bands give threads more to share, which tells in small networks, as long as the rings stay in the caches.
+HIGHER_BANDS = (16, 8)
+HIGHER_BANDS_BYTES = 4 << 20
 
 
 def _lives(program: Program) -> dict[int, tuple[int, int]]:
@@ -28,13 +31,27 @@ def _full_bytes(program: Program, root: int) -> int:
 
 
 def default_layout(
-    graph: Graph, height: int, width: int, *, band_rows: int = BAND_ROWS, sink_rows: list[int] | None = None
+    graph: Graph, height: int, width: int, *, band_rows: int | None = None, sink_rows: list[int] | None = None
 ) -> Layout:
     """Return the heuristic's layout: one banded segment, then one operation a segment.
 
     The cut between the two is where the arena is smallest: early volumes are large and want bands, late ones
-    are small and may stay whole. Ring heights are taken from one simulation without any cut.
+    are small and may stay whole. Bands are of 16 or 8 rows where the arena of one image then stays within 4 MiB,
+    else of 4, unless band_rows says otherwise.
     """
+    if band_rows is not None:
+        return _cut_layout(graph, height, width, band_rows, sink_rows)[0]
+    for rows in HIGHER_BANDS:
+        layout, size = _cut_layout(graph, height, width, rows, sink_rows)
+        if size <= HIGHER_BANDS_BYTES:
+            return layout
+    return _cut_layout(graph, height, width, BAND_ROWS, sink_rows)[0]
+
+
+def _cut_layout(
+    graph: Graph, height: int, width: int, band_rows: int, sink_rows: list[int] | None
+) -> tuple[Layout, int]:
+    # the layout with the smallest arena and its bytes, from the ring heights of one simulation without any cut
     program = build_program(graph, height, width, sink_rows=sink_rows)
     count = len(program.operations)
     one = [0] * count
@@ -56,7 +73,7 @@ def default_layout(
         size = max(banded, peak_after)
         if size <= best_bytes:
             best_cut, best_bytes = cut, size
-    return Layout(tuple(range(max(best_cut, 1), count)), band_rows)
+    return Layout(tuple(range(max(best_cut, 1), count)), band_rows), best_bytes
 
 
 def plan_within(
@@ -75,16 +92,22 @@ def plan_within(
 ) -> Plan:
     """Return the default plan, or the first of the smaller ones that fits in budget_bytes together with held scores.
 
-    Smaller plans have bands of 2 and of 1 row, then one thread. streamed: one segment, whose image comes in
+    Smaller plans have lower bands, down to 1 row, then one thread. streamed: one segment, whose image comes in
     row by row. Raises MemoryBudgetError with the bytes that would have been enough.
     """
     smallest = 0
-    rows = (BAND_ROWS, 2, 1)
+    default = None
+    if not streamed and not full_buffers:
+        default = default_layout(graph, height, width, sink_rows=sink_rows)
+    highest = default.band_rows if default else BAND_ROWS
+    rows = [band for band in (*HIGHER_BANDS, BAND_ROWS, 2, 1) if band <= highest]
     for band_rows, crew in [*((band, threads) for band in rows), (1, 1)]:
         layout = None
         if streamed:
             layout = Layout((), band_rows, read_rows=1)
-        elif not full_buffers:
+        elif default and band_rows == highest:
+            layout = default
+        elif default:
             layout = default_layout(graph, height, width, band_rows=band_rows, sink_rows=sink_rows)
         plan = make_plan(
             graph,
