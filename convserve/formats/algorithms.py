@@ -14,11 +14,11 @@ ALGORITHMS = ("auto", "gemm")
 # Measured (benchmarks/winograd.py): below these the transforms, or reading four times the weights, cost what the
 # saved products bring.
 FEWEST_CHANNELS = 32
-SMALLEST_SIDE = 13
+SMALLEST_SIDE = 12
 
 
 def takes_winograd(node: Node, out: Volume) -> bool:
-    """Whether "auto" runs a node as Winograd's F(4x4, 3x3): 3x3, stride 1, 32 channels in and out, 13x13 outputs.
+    """Whether "auto" runs a node as Winograd's F(4x4, 3x3): 3x3, stride 1, 32 channels in and out, 12x12 outputs.
 
     Never a matter of the machine, the image, the budget, the batch, the threads or the bands, since its sums
     differ from the GEMM's in their last bits.
