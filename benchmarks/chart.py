@@ -5,7 +5,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.engines import ENGINES
-from benchmarks.report import geometric_means, machine_text
+from benchmarks.summary import geometric_means, machine_text
 
 __all__ = ["draw_chart"]
 

@@ -3,15 +3,16 @@
 import argparse
 import json
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.chart import draw_chart
 from benchmarks.engines import ENGINES
+from benchmarks.summary import geometric_means, machine_text, plural
 
-__all__ = ["geometric_means", "limits_text", "machine_text", "markdown", "one_line", "result_tables"]
+__all__ = ["limits_text", "markdown", "one_line", "result_tables"]
 
 Result = dict[str, Any]
 
@@ -24,20 +25,6 @@ def _results_of(document: Result, setting: tuple[int, int]) -> list[Result]:
     return [result for result in document["results"] if (result["threads"], result["batch"]) == setting]
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def geometric_means(results: list[Result]) -> dict[str, float]:
-    """Return by engine the geometric mean of its ratios over the networks that it ran."""
-    ratios: dict[str, list[float]] = {}
-    for result in results:
-        for engine, one in result["engines"].items():
-            if one.get("ratio"):
-                ratios.setdefault(engine, []).append(one["ratio"])
-    return {engine: geometric_mean(values) for engine, values in ratios.items()}
-
-
 def one_line(result: Result) -> str:
     """Return one comparison as a line: the best times, and convserve's ratio to the fastest peer."""
     times = []
@@ -48,7 +35,7 @@ def one_line(result: Result) -> str:
         times.append(f"{ENGINES[engine].title} {text}")
     ratio = result["engines"].get("convserve", {}).get("ratio")
     tail = f"; ratio {ratio:.2f}" if ratio else ""
-    setting = f"{_plural(result['threads'], 'thread')}, batch {result['batch']}"
+    setting = f"{plural(result['threads'], 'thread')}, batch {result['batch']}"
     return f"{result['title']}, {setting}: {', '.join(times)}{tail}"
 
 
@@ -59,8 +46,8 @@ def result_tables(document: Result) -> list[Table]:
         results = _results_of(document, setting)
         threads, batch = setting
         table = Table(
-            title=f"{_plural(threads, 'thread')}, batch {batch}, float32,"
-            f" best and median of {_plural(results[0]['runs'], 'run')} in turn",
+            title=f"{plural(threads, 'thread')}, batch {batch}, float32,"
+            f" best and median of {plural(results[0]['runs'], 'run')} in turn",
             caption="MiB: resident after load / after the runs; high: the most at any time",
         )
         table.add_column("network", no_wrap=True)
@@ -98,29 +85,19 @@ def _cells(engine: str, one: Result) -> list[str]:
     ]
 
 
-def machine_text(document: Result) -> str:
-    """Return processor, versions and date in one line."""
-    machine = document["machine"]
-    engines = ", ".join(f"{ENGINES[engine].title} {text}" for engine, text in document["versions"].items())
-    sets = "AVX-512" if "avx512f" in machine["instruction_sets"] else "AVX2" if machine["instruction_sets"] else ""
-    processors = _plural(machine["processors_available"], "processor")
-    parts = (f"{machine['cpu']}", sets, processors, engines, machine["date"][:10])
-    return ", ".join(part for part in parts if part)
-
-
 def limits_text(document: Result) -> str:
     """Return machine, measured limits and what failed as text."""
     lines = [machine_text(document)]
     for threads, limits in document["limits"].items():
         lines.append(
-            f"measured limits, {_plural(int(threads), 'thread')}: {limits['peak_flops'] / 1e9:.0f} GFLOP/s,"
+            f"measured limits, {plural(int(threads), 'thread')}: {limits['peak_flops'] / 1e9:.0f} GFLOP/s,"
             f" reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s"
         )
     for result in document["results"]:
         for engine, one in result["engines"].items():
             if "error" in one:
                 lines.append(
-                    f"failed: {ENGINES[engine].title}, {result['title']}, {_plural(result['threads'], 'thread')},"
+                    f"failed: {ENGINES[engine].title}, {result['title']}, {plural(result['threads'], 'thread')},"
                     f" batch {result['batch']}: {one['error']}"
                 )
     stolen = max((result["stolen_share"] for result in document["results"]), default=0)
@@ -135,7 +112,7 @@ def markdown(document: Result) -> str:
     for threads, batch in _settings(document):
         results = _results_of(document, (threads, batch))
         lines = [
-            f"| {_plural(threads, 'thread')}, batch {batch}: best ms | "
+            f"| {plural(threads, 'thread')}, batch {batch}: best ms | "
             + " | ".join(ENGINES[engine].title for engine in engines)
             + " | ratio to the fastest peer |",
             "|---|" + "---:|" * (len(engines) + 1),
@@ -161,7 +138,6 @@ def main() -> None:
     options = parser.parse_args()
     document = json.loads(options.file.read_text(encoding="utf-8"))
     if options.chart:
-        from benchmarks.chart import draw_chart
 
         draw_chart(document).save(options.chart)
     if options.markdown:

@@ -17,7 +17,8 @@ from convserve.images.decode import ImageSource, decode
 from convserve.images.preprocess import Preprocess
 from convserve.plan.describe import Description
 from convserve.plan.describe import describe as describe_graph
-from convserve.plan.plan import Layout, Plan
+from convserve.plan.layout import Layout
+from convserve.plan.plan import Plan
 from convserve.results import Prediction, ScoreMap
 from convserve.settings import parse_bytes
 

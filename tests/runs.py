@@ -12,7 +12,7 @@ from convserve.graph.ir import Graph
 from convserve.graph.ops import infer_volumes
 from convserve.graph.rewrites import rewrite
 from convserve.kernels import dispatch
-from convserve.plan.plan import Layout
+from convserve.plan.layout import Layout
 
 __all__ = ["ISAS", "engine_of", "run", "run_engine", "same_bits", "settings"]
 

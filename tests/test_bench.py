@@ -19,7 +19,8 @@ from benchmarks.engines import installed
 from benchmarks.measure import compare, ratios, statistics_of
 from benchmarks.networks import NETWORKS, fix_batch, light_model, write_network
 from benchmarks.process import EngineProcess, WorkerError, resident_memory
-from benchmarks.report import geometric_means, markdown, one_line
+from benchmarks.report import markdown, one_line
+from benchmarks.summary import geometric_means
 from convserve.cli.main import main
 from convserve.formats.container import write_container
 from convserve.graph.ir import Volume

@@ -16,7 +16,7 @@ import convserve
 from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeError, UnsupportedOpError
 from convserve.graph.ir import Graph, Volume
 from convserve.model import Model
-from convserve.plan.plan import Layout
+from convserve.plan.layout import Layout
 from convserve.results import ScoreMap
 
 FEW = hypothesis_settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))

@@ -16,7 +16,7 @@ from test_plan import layouts
 
 from convserve.engine.executor import CANCELLED, DONE, NEEDS_ROWS, WROTE_ROWS, Execution, Memory
 from convserve.graph.ir import Graph, Volume
-from convserve.plan.plan import Layout
+from convserve.plan.layout import Layout
 
 FEW = hypothesis_settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 FMA_ISAS = [isa for isa in ISAS if isa != "portable"]

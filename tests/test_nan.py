@@ -15,7 +15,8 @@ from strategies import graphs, image, op_graphs, seeds
 from convserve.engine.binding import Executor
 from convserve.graph.ir import Graph, Volume
 from convserve.graph.ops import OPS
-from convserve.plan.plan import Layout, make_plan
+from convserve.plan.layout import Layout
+from convserve.plan.plan import make_plan
 
 FEW = hypothesis_settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 

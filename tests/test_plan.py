@@ -19,7 +19,8 @@ from convserve.graph.ir import Graph, Volume
 from convserve.graph.ops import infer_volumes
 from convserve.plan.arena import Region, place
 from convserve.plan.budget import plan_within
-from convserve.plan.plan import Layout, Plan, make_plan
+from convserve.plan.layout import Layout
+from convserve.plan.plan import Plan, make_plan
 
 FEW = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 MIB = 1 << 20

@@ -17,7 +17,7 @@ from convserve.formats.algorithms import takes_winograd
 from convserve.formats.container import read_container, write_container
 from convserve.formats.packing import pack_winograd
 from convserve.graph.ir import Graph, Node, Output, Volume
-from convserve.plan.plan import Layout
+from convserve.plan.layout import Layout
 
 
 def conv(name: str, inputs: tuple[str, ...], channels: int, filters: int, *, pad: int = 1, seed: int = 0) -> Node:

@@ -11,7 +11,7 @@ from convserve.dense.stream import ScoreStream
 from convserve.engine.engine import Engine
 from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import InputError
-from convserve.plan.plan import Layout
+from convserve.plan.layout import Layout
 from convserve.progress import ProgressBar
 from convserve.results import Geometry, ScoreMap, SizedPlan
 

@@ -18,7 +18,8 @@ from convserve.errors import MemoryBudgetError, RunCancelled
 from convserve.graph.ir import Graph
 from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
-from convserve.plan.plan import Layout, Plan, make_plan
+from convserve.plan.layout import Layout
+from convserve.plan.plan import Plan, make_plan
 
 __all__ = ["Cancellation", "Engine"]
 

@@ -6,28 +6,14 @@ from convserve.formats.packing import is_depthwise
 from convserve.graph.ir import Graph, Node
 from convserve.graph.ops import weight_shape
 from convserve.plan.arena import Region, place
+from convserve.plan.layout import Layout, bands_of, default_layout, segments_of
 from convserve.plan.program import WINOGRAD_GROUP, WINOGRAD_POINTS, Operation, Program, build_program
 from convserve.plan.schedule import Block, Step, schedule
 
-__all__ = ["Layout", "Plan", "finish_plan", "make_plan", "packs_windows"]
+__all__ = ["Plan", "finish_plan", "make_plan", "packs_windows"]
 
 TILE_ROWS = 16  # CS_MR_MAX: pixels that a tile of the widest kernel takes
 RING_BYTES = 80  # sizeof(Ring) in kernels/rows.pxd; the executor checks it
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The planner's two knobs.
-
-    cuts: indices of the operations with which a new segment begins ("Write" goes with what it shows).
-    band_rows: rows that one step of an operation computes, divided by its own stride so that its input's band
-    is as high; in a segment of one operation it computes all. read_rows: image rows that one step reads, where
-    that is not the same.
-    """
-
-    cuts: tuple[int, ...] = ()
-    band_rows: int = 4
-    read_rows: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -106,35 +92,6 @@ def _scratch_of(operation: Operation, program: Program) -> int:
     return 0
 
 
-def segments_of(program: Program, cuts: tuple[int, ...]) -> list[int]:
-    """Return the segment of every operation; a Write belongs to the segment before it."""
-    segment, segments = 0, []
-    wanted = set(cuts)
-    for operation in program.operations:
-        if operation.index in wanted and operation.index and operation.kind != "Write":
-            segment += 1
-        segments.append(segment)
-    return segments
-
-
-def bands_of(program: Program, segment_of: list[int], layout: Layout) -> list[int]:
-    """Return the rows of each operation's steps."""
-    alone: dict[int, bool] = {}
-    for operation in program.operations:
-        if operation.kind != "Write":
-            segment = segment_of[operation.index]
-            alone[segment] = segment not in alone
-    bands = []
-    for operation in program.operations:
-        stride = max([1, *(window.stride for window in operation.vertical)])
-        whole = alone.get(segment_of[operation.index])
-        repeat = max([1, *(window.repeat for window in operation.vertical)])
-        rows = max(1, program.rows_of(operation) if whole else layout.band_rows // stride)
-        bands.append(-(-rows // repeat) * repeat)
-    bands[0] = layout.read_rows or bands[0]
-    return bands
-
-
 def _place_rings(program: Program, segments: int, images: int, *, share_space: bool) -> tuple[int, int]:
     # the zeros behind the image's top and bottom are one row as long as the longest that is padded
     rings = [tensor for tensor in program.tensors if tensor.root == tensor.index]
@@ -168,13 +125,11 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a (packed or unpacked) graph over `images` images of height x width.
 
-    layout: cuts and band height; default: the fixed heuristic of plan.budget. sink_rows: rows that each
+    layout: cuts and band height; default: the fixed heuristic of plan.layout. sink_rows: rows that each
     output delivers (default all). full_buffers: every tensor keeps all its rows in a place of its own.
     poison: rows are filled with NaN before their first and after their last use.
     Raises ShapeError or ModelError where the image does not fit the network.
     """
-    from convserve.plan.budget import default_layout
-
     program = build_program(graph, height, width, sink_rows=sink_rows)
     if full_buffers:
         layout = Layout(tuple(range(1, len(program.operations))))
