@@ -14,7 +14,7 @@ from convserve.graph.ir import Graph
 from convserve.graph.rewrites import REWRITTEN_AWAY, rewrite
 from convserve.images.preprocess import Preprocess
 from convserve.model import Model
-from convserve.settings import parse_bytes
+from convserve.settings import parse_budget
 
 __all__ = ["load"]
 
@@ -45,7 +45,7 @@ def load(
         raise InputError(f"fit is {fit!r}; allowed: floor")
     if threads is not None and not 1 <= threads <= 256:
         raise InputError(f"threads is {threads!r}; allowed: 1 to 256")
-    budget = None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget")
+    budget = parse_budget(memory_budget)
     name = ""
     if isinstance(source, Graph):
         graph = choose_algorithms(pack_graph(rewrite(source, window=window)), algorithm)

@@ -20,7 +20,7 @@ from convserve.plan.describe import describe as describe_graph
 from convserve.plan.layout import Layout
 from convserve.plan.plan import Plan
 from convserve.results import Prediction, ScoreMap
-from convserve.settings import parse_bytes
+from convserve.settings import parse_budget
 
 __all__ = ["Cancellation", "Model"]
 
@@ -209,7 +209,7 @@ class Model:
             classes=chosen,
             labels=labels,
             method=method,
-            memory_budget=None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget"),
+            memory_budget=parse_budget(memory_budget),
             progress=progress,
         )
 
@@ -231,7 +231,7 @@ class Model:
             self._image_rows(image),
             classes=chosen,
             labels=labels,
-            memory_budget=None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget"),
+            memory_budget=parse_budget(memory_budget),
             layout=layout,
         )
 
@@ -261,7 +261,7 @@ class Model:
             image,
             classes=chosen,
             labels=labels,
-            memory_budget=None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget"),
+            memory_budget=parse_budget(memory_budget),
         )
 
     def stream(
@@ -359,7 +359,7 @@ class Model:
         for name, value in (("height", height), ("width", width), ("batch", batch)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
-        budget = None if memory_budget is None else parse_bytes(memory_budget, name="memory_budget")
+        budget = parse_budget(memory_budget)
         sink_rows, score_bytes = None, 0
         name = self.graph.outputs[0].name
         engine = self._engine(tuple(output.name for output in self.graph.outputs))
@@ -372,7 +372,7 @@ class Model:
         elif hold_scores:
             volumes = infer_volumes(self.graph, height, width)
             score_bytes = sum(volumes[output.tensor].values for output in self.graph.outputs) * 4 * batch
-        return engine.plan(
+        return engine.executor(
             height,
             width,
             images=batch,
@@ -380,7 +380,7 @@ class Model:
             memory_budget=budget,
             score_bytes=score_bytes,
             layout=layout,
-        )
+        ).plan
 
 
 def _in_declared_shape(y: np.ndarray, output: Output) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from convserve.errors import SettingError
 
-__all__ = ["SETTINGS", "Setting", "get", "parse_bytes"]
+__all__ = ["SETTINGS", "Setting", "get", "parse_budget", "parse_bytes"]
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -29,6 +29,11 @@ def parse_bytes(value: int | str, *, name: str = "memory size") -> int:
     if size <= 0:
         raise SettingError(f"{name} is {value!r}; it must be above 0 bytes")
     return size
+
+
+def parse_budget(value: int | str | None) -> int | None:
+    """Return a memory_budget argument in bytes; None stays None. Raises SettingError as parse_bytes does."""
+    return None if value is None else parse_bytes(value, name="memory_budget")
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:

@@ -108,7 +108,7 @@ def time_layers(
     from convserve.plan.describe import describe
 
     engine = Engine(model.graph, threads=threads)
-    plan = engine.plan(x.shape[2], x.shape[3], images=len(x))
+    plan = engine.executor(x.shape[2], x.shape[3], images=len(x)).plan
     seconds = _operation_seconds(engine, x, runs)
     best = [min(times) for times in zip(*seconds, strict=True)]
     described = {layer.name: layer for layer in describe(model.graph).layers}

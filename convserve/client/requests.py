@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convserve.errors import ImageError, InputError, ShapeError
-from convserve.settings import parse_bytes
+from convserve.settings import parse_budget
 from convserve.wire import codec, scene
 from convserve.wire import convserve_pb2 as pb
 
@@ -246,9 +246,7 @@ def plan_request(
 
 
 def _bytes(memory_budget: int | str | None) -> int:
-    if memory_budget is None:
-        return 0
-    return min(parse_bytes(memory_budget, name="memory_budget"), (1 << 64) - 1)
+    return min(parse_budget(memory_budget) or 0, (1 << 64) - 1)
 
 
 def seconds_of(timeout: float | None) -> float | None:

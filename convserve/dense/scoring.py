@@ -74,7 +74,7 @@ def score_map(
     kept = list(range(slide.channels)) if classes is None else classes
     place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels, stride=steps)
     scores = empty_scores(place.rows, place.cols, len(kept))
-    plan: SizedPlan = engine.plan(*slide.window)
+    plan: SizedPlan = engine.executor(*slide.window).plan
     total, work = place.rows, _score_crops(engine, image, place, scores)
     if not crops:
         options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": scores.nbytes}

@@ -19,7 +19,7 @@ from convserve.graph.ir import Graph
 from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
 from convserve.plan.layout import Layout
-from convserve.plan.plan import Plan, make_plan
+from convserve.plan.plan import make_plan
 
 __all__ = ["Cancellation", "Engine"]
 
@@ -62,34 +62,6 @@ class Engine:
         self._executors: OrderedDict[tuple[Any, ...], Executor] = OrderedDict()
         self._idle: list[Memory] = []
 
-    def plan(
-        self,
-        height: int,
-        width: int,
-        *,
-        images: int = 1,
-        sink_rows: list[int] | None = None,
-        memory_budget: int | None = None,
-        score_bytes: int = 0,
-        layout: Layout | None = None,
-        threads: int | None = None,
-    ) -> Plan:
-        """Return the plan of a run over images of height x width pixels.
-
-        memory_budget (bytes): default the engine's; layout: cuts and band height instead of the heuristic's.
-        Raises ShapeError where the image does not fit, MemoryBudgetError where no plan fits the budget.
-        """
-        return self.executor(
-            height,
-            width,
-            images=images,
-            sink_rows=sink_rows,
-            memory_budget=memory_budget,
-            score_bytes=score_bytes,
-            layout=layout,
-            threads=threads,
-        ).plan
-
     def executor(
         self,
         height: int,
@@ -103,9 +75,11 @@ class Engine:
         threads: int | None = None,
         streamed: bool = False,
     ) -> Executor:
-        """Return the executor of the plan for these sizes, from the cache or new; arguments as in plan().
+        """Return the executor of the plan of a run over images of height x width pixels, from the cache or new.
 
+        memory_budget (bytes): default the engine's; layout: cuts and band height instead of the heuristic's;
         streamed: for rows that come one after another, in one segment.
+        Raises ShapeError where the image does not fit, MemoryBudgetError where no plan fits the budget.
         """
         mode, poison, isa = settings.get("PLAN"), settings.get("POISON"), dispatch.active()
         budget = memory_budget or self.memory_budget or settings.get("MEMORY_BUDGET")
@@ -160,14 +134,16 @@ class Engine:
         """
         cancellation = cancellation or Cancellation()
         at_once = self._images_at_once(image)
-        shown = self.plan(image.height, image.width, images=at_once).program.shown()
+        executor = self.executor(image.height, image.width, images=at_once)
+        shown = executor.plan.program.shown()
         results = {
             output.name: empty_scores(image.count, tensor.volume.channels, tensor.height, tensor.width)
             for output, tensor in zip(self.graph.outputs, shown, strict=True)
         }
         for first in range(0, image.count, at_once):
             group = image.rows[first : first + at_once]
-            executor = self.executor(image.height, image.width, images=len(group))
+            if len(group) != at_once:
+                executor = self.executor(image.height, image.width, images=len(group))
             with self.execution(executor) as run:
                 run.set_source(group, table=image.table, channel_of=image.channel_of)
                 for number, output in enumerate(self.graph.outputs):
@@ -183,11 +159,11 @@ class Engine:
     def _images_at_once(self, image: ImageRows) -> int:
         if image.count <= 1:
             return 1
-        one = self.plan(image.height, image.width).arena_bytes
+        one = self.executor(image.height, image.width).plan.arena_bytes
         at_once = min(image.count, MOST_IMAGES, max(1, BATCH_ARENA_BYTES // one))
         while at_once > 1:
             try:
-                self.plan(image.height, image.width, images=at_once)
+                self.executor(image.height, image.width, images=at_once)
                 return at_once
             except MemoryBudgetError:
                 at_once //= 2

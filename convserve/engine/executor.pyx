@@ -16,10 +16,14 @@ from convserve.kernels.rows cimport Op, Ring, Run, Share, Sink, Source
 
 __all__ = ["CANCELLED", "DONE", "NEEDS_ROWS", "WROTE_ROWS", "Execution", "Memory"]
 
-DONE = 0          # all steps have run
-NEEDS_ROWS = 1    # the next step reads image rows that the source does not have yet
-WROTE_ROWS = 2    # rows of an output have just become final
-CANCELLED = 3     # cancel() was called
+cdef enum Status:
+    ALL_DONE          # all steps have run
+    ROWS_NEEDED       # the next step reads image rows that the source does not have yet
+    ROWS_WRITTEN      # rows of an output have just become final
+    WAS_CANCELLED     # cancel() was called
+    ROWS_GONE         # the next step reads image rows before those of the source
+
+DONE, NEEDS_ROWS, WROTE_ROWS, CANCELLED = ALL_DONE, ROWS_NEEDED, ROWS_WRITTEN, WAS_CANCELLED
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *, size_t, int, int, int, long)
@@ -89,7 +93,7 @@ cdef void do_share(void *arg, int64_t part, int64_t parts, int64_t thread) noexc
     w.now.kernel(w.ops + w.now.index, &w.run, &share)
 
 
-cdef int walk(Walk *w) noexcept nogil:
+cdef Status walk(Walk *w) noexcept nogil:
     """Run steps from where the run was left until it has to be left again; return why."""
     cdef const Step *step
     cdef int64_t since = 0
@@ -99,9 +103,9 @@ cdef int walk(Walk *w) noexcept nogil:
         w.end = step.end + w.repeat * step.advance
         if step.kind == READ_STEP and w.end > w.run.source.end:
             w.rows_needed = w.end
-            return 1
+            return ROWS_NEEDED
         if step.kind == READ_STEP and w.begin < w.run.source.begin:
-            return 4
+            return ROWS_GONE
         if w.spent != NULL:
             since = nanoseconds()
         if step.kind == ZERO_STEP:
@@ -124,12 +128,12 @@ cdef int walk(Walk *w) noexcept nogil:
                 w.repeat = 0
                 w.block += 1
         if w.cancelled:
-            return 3
+            return WAS_CANCELLED
         if step.kind == WRITE_STEP and w.pause_after_write:
             w.last_sink = w.ops[step.index].size
             w.last_begin, w.last_end = w.begin, w.end
-            return 2
-    return 0
+            return ROWS_WRITTEN
+    return ALL_DONE
 
 
 cdef class Execution:
@@ -264,7 +268,7 @@ cdef class Execution:
 
         timed: count the time of every operation (seconds_of_operations), at two clock readings a step.
         """
-        cdef int status
+        cdef Status status
         cdef int64_t threads = self.walk.run.threads
         cdef bint taken = True
         if timed and self.walk.spent == NULL:
@@ -281,6 +285,6 @@ cdef class Execution:
                     give_team()
         if not taken:
             raise MemoryBudgetError(f"the operating system refused {threads} threads for a run")
-        if status == 4:
+        if status == ROWS_GONE:
             raise ValueError(f"image row {self.walk.begin} is needed; the source begins behind it")
         return status

@@ -7,6 +7,7 @@ from convserve.plan.plan import Plan, make_plan
 
 __all__ = ["plan_within"]
 
+
 def plan_within(
     graph: Graph,
     height: int,

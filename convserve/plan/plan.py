@@ -1,6 +1,6 @@
 """The plan of a run: segments, band heights, rings, offsets and steps, and to the byte what they take."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from convserve.formats.packing import is_depthwise
 from convserve.graph.ir import Graph, Node
@@ -36,8 +36,6 @@ class Plan:
     weight_bytes: int
     score_bytes: int = 0
     poison: bool = False
-    shares_space: bool = True
-    _table: str = field(default="", repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -167,7 +165,6 @@ def make_plan(
         scratch_bytes=scratch_pitch * threads + table_bytes,
         weight_bytes=weight_bytes,
         poison=poison,
-        shares_space=not full_buffers,
     )
 
 
