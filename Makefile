@@ -6,10 +6,10 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz soak train clean
+.PHONY: help build demo test lint conformance bench bench-memory fuzz soak huge train clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 build: $(VENV)/built ## make the virtual environment and build the extension
 
@@ -24,14 +24,23 @@ lint: build $(VENV)/with-lint ## check style and types
 	$(PY) -m mypy convserve
 	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint convserve
 
+conformance: build $(VENV)/with-test ## run ONNX's own test-suite and count what passes; CONFORMANCE='--failures'
+	$(PY) tests/conformance.py $(CONFORMANCE)
+
 bench: build $(VENV)/with-bench ## time all networks beside ONNX Runtime and OpenVINO; BENCH='--networks vgg16 --runs 5'
 	$(PY) -m benchmarks.run --json bench-out/bench.json --chart bench-out/bench.png $(BENCH)
+
+bench-memory: build $(VENV)/with-bench ## measure what runs, maps and servers take, beside the same; MEMORY='--short'
+	$(PY) -m benchmarks.memory --json bench-out/memory.json $(MEMORY)
 
 fuzz: build $(VENV)/with-test ## damage containers, ONNX files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
 	$(PY) tests/fuzz.py $(FUZZ)
 
 soak: build $(VENV)/with-test ## ask a server good and bad things for ten minutes, watching memory; SOAK='--seconds 60'
 	$(PY) tests/soak.py $(SOAK)
+
+huge: build $(VENV)/with-test ## run through a ring of more than 2^31 values (takes 11 GiB of memory, half a minute)
+	$(PY) tests/huge.py
 
 train: build $(VENV)/with-train ## train the bundled network again and draw its samples again (needs PyTorch)
 	$(PY) -m training.train_digits

@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 
 # -ffp-contract=off: a fused multiply-add happens only where cs_fma is written, so every instruction set sums alike.
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-semantic-interposition", "-g1"]
+HEADERS = ("kernels", "body", "functions", "activations", "norms", "winograd")
 MICRO_KERNELS = [f"convserve/kernels/cs_{isa}.c" for isa in ("portable", "avx2", "avx512")]
 
 
@@ -54,7 +55,7 @@ def extension(name: str, *sources: str) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *sources],
         include_dirs=["convserve/kernels"],
-        depends=[f"convserve/kernels/cs_{part}.h" for part in ("kernels", "body", "functions", "winograd")],
+        depends=[f"convserve/kernels/cs_{part}.h" for part in HEADERS],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
     )
@@ -68,7 +69,10 @@ setup(
             extension("convserve.kernels.gemm"),
             extension("convserve.kernels.winograd"),
             extension("convserve.kernels.pool"),
+            extension("convserve.kernels.local"),
             extension("convserve.kernels.lrn"),
+            extension("convserve.kernels.norms"),
+            extension("convserve.kernels.moves"),
             extension("convserve.kernels.elementwise"),
             extension("convserve.engine.team"),
             extension("convserve.engine.limits"),

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 
 import convserve
-from convserve.cli.info import cgroup_cpus, cpu_model
+from convserve.cli.info import cpu_model
 from convserve.engine.limits import peak_flops, read_bandwidth
+from convserve.engine.processors import cgroup_limit
 from convserve.engine.team import available_threads
 from convserve.kernels import dispatch
 
@@ -28,7 +29,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction_sets": [flag for flag in _FLAGS if flag in _cpu_flags()],
         "processors": os.cpu_count(),
         "processors_available": available_threads(),
-        "cgroup_cpus": cgroup_cpus(),
+        "cgroup_cpus": cgroup_limit(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -12,6 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from convserve.graph.assembly import random_parameters
+from convserve.graph.networks import network_graph
+from convserve.graph.rewrites import flatten_to_conv
+
 __all__ = ["NETWORKS", "fix_batch", "light_model", "network_model", "title_of", "vgg16_model", "write_network"]
 
 NETWORKS = {
@@ -26,7 +30,6 @@ NETWORKS = {
     "shufflenet": "ShuffleNet",
 }
 _LIGHT_NAMES = {"alexnet": "bvlc_alexnet", "googlenet": "inception_v1"}
-_VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 def title_of(network: str) -> str:
@@ -35,9 +38,12 @@ def title_of(network: str) -> str:
 
 
 def network_model(network: str) -> onnx.ModelProto:
-    """Return a network by its name in NETWORKS, with random weights, or from an .onnx file as it is."""
-    if network == "vgg16":
-        return vgg16_model()
+    """Return a network by its name in NETWORKS, with random weights, or from an .onnx file as it is.
+
+    "vgg16-1024" is VGG-16 over images of that side.
+    """
+    if network.startswith("vgg16"):
+        return vgg16_model(size=int(network.partition("-")[2] or 224))
     if network in NETWORKS:
         return light_model(_LIGHT_NAMES.get(network, network))
     return onnx.load(network)
@@ -94,40 +100,28 @@ def _weight(
     return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(gain / fan_in))
 
 
-def vgg16_model(*, seed: int = 0) -> onnx.ModelProto:
-    """Return VGG-16 (configuration D) with random weights."""
-    rng = np.random.default_rng(seed)
+def vgg16_model(*, seed: int = 0, size: int = 224) -> onnx.ModelProto:
+    """Return the built-in VGG-16 with random weights, a softmax behind it.
+
+    size: side of the image; above 224 the fully-connected layers are convolutions, and the output has several
+    positions, for engines that do not turn the one into the other themselves.
+    """
+    built = network_graph("vgg16", random_parameters(seed))
+    if size > 224:
+        built = flatten_to_conv(built)
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
-    tensor, channels = "data", 3
-
-    def then(op: str, name: str, parameters: tuple[str, ...] = (), **attributes: Any) -> None:
-        nonlocal tensor
-        nodes.append(helper.make_node(op, [tensor, *parameters], [name], name=name, **attributes))
-        tensor = name
-
-    def weighted(op: str, name: str, shape: tuple[int, ...], **attributes: Any) -> None:
-        deviation = np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        weight = rng.standard_normal(shape, np.float32) * deviation
-        bias = 0.1 * rng.standard_normal(shape[0], np.float32)
-        weights.append(numpy_helper.from_array(weight, f"{name}_w"))
-        weights.append(numpy_helper.from_array(bias, f"{name}_b"))
-        then(op, name, (f"{name}_w", f"{name}_b"), **attributes)
-
-    for stage, widths in enumerate(_VGG16_WIDTHS, 1):
-        for number, width in enumerate(widths, 1):
-            weighted("Conv", f"conv{stage}_{number}", (width, channels, 3, 3), pads=[1, 1, 1, 1])
-            then("Relu", f"relu{stage}_{number}")
-            channels = width
-        then("MaxPool", f"pool{stage}", kernel_shape=[2, 2], strides=[2, 2])
-    then("Flatten", "flat")
-    for number, shape in enumerate(((4096, 25088), (4096, 4096), (1000, 4096)), 6):
-        weighted("Gemm", f"fc{number}", shape, transB=1)
-        if number < 8:
-            then("Relu", f"relu{number}")
-    then("Softmax", "prob", axis=1)
-    image = helper.make_tensor_value_info("data", onnx.TensorProto.FLOAT, [1, 3, 224, 224])
-    scores = helper.make_tensor_value_info("prob", onnx.TensorProto.FLOAT, [1, 1000])
+    for node in built.nodes:
+        names = [f"{node.name}.{param}" for param in node.params]
+        weights += map(numpy_helper.from_array, node.params.values(), names)
+        attributes: dict[str, Any] = {"transB": 1} if node.op == "Gemm" else {}
+        if node.op in ("Conv", "MaxPool"):
+            attributes = {name: node.attrs[name] for name in ("kernel_shape", "strides", "pads")}
+        nodes.append(helper.make_node(node.op, [*node.inputs, *names], [node.output], name=node.name, **attributes))
+    nodes.append(helper.make_node("Softmax", [nodes[-1].output[0]], ["prob"], name="prob", axis=1))
+    image = helper.make_tensor_value_info(built.input_name, onnx.TensorProto.FLOAT, [1, 3, size, size])
+    cells = [size // 32 - 6] * 2 if size > 224 else []
+    scores = helper.make_tensor_value_info("prob", onnx.TensorProto.FLOAT, [1, 1000, *cells])
     graph = helper.make_graph(nodes, "vgg16", [image], [scores], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["EngineProcess", "WorkerError", "resident_memory"]
+from benchmarks.residency import resident_memory
+
+__all__ = ["EngineProcess", "WorkerError"]
 
 # PyTorch's threads would spin for milliseconds after a run, while another engine has its turn
 SHORT_SPINS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
@@ -18,22 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class WorkerError(Exception):
     """A worker failed at what it was asked, ended, or did not answer in time."""
-
-
-def resident_memory(pid: int) -> dict[str, int]:
-    """Return a process's resident bytes: anonymous, file-backed, and the most that was resident at any time."""
-    sizes = {}
-    for file in ("smaps_rollup", "status"):
-        for line in Path(f"/proc/{pid}/{file}").read_text(encoding="ascii", errors="replace").splitlines():
-            name, _, rest = line.partition(":")
-            if rest.endswith("kB"):
-                sizes[name] = int(rest.split()[0]) * 1024
-    anonymous = sizes["Anonymous"]
-    return {
-        "anonymous_bytes": anonymous,
-        "file_bytes": sizes["Rss"] - anonymous,
-        "high_water_bytes": sizes["VmHWM"],
-    }
 
 
 class EngineProcess:
@@ -81,6 +67,11 @@ class EngineProcess:
         except BrokenPipeError:
             raise WorkerError(f"the process of {self.engine} has ended") from None
         return self._answer()
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
 
     def memory(self) -> dict[str, int]:
         """Return what of the process is resident now."""

@@ -1,4 +1,4 @@
-"""Times single 3x3 layers as GEMM and as Winograd, in turn: the figures behind the rule in formats/algorithms.py."""
+"""Times single layers as GEMM and as Winograd, in turn: the figures behind the rule in formats/algorithms.py."""
 
 import argparse
 
@@ -12,18 +12,20 @@ from convserve.graph.ir import Graph, Node, Output, Volume
 
 SIDES = (7, 13, 14, 28, 56)
 CHANNELS = ((16, 64), (32, 32), (48, 192), (64, 64), (128, 32), (128, 128), (256, 256), (512, 512))
+GROUPED = ((96, 256), (256, 256), (384, 384))
 
 
-def layer(channels: int, filters: int, side: int, *, winograd: bool) -> Graph:
-    """Return a network of one padded 3x3 convolution with random weights, packed."""
+def layer(channels: int, filters: int, side: int, *, kernel: int, group: int, winograd: bool) -> Graph:
+    """Return a network of one padded convolution with random weights, packed."""
     random = np.random.default_rng(0)
-    weight = random.standard_normal((filters, channels, 3, 3)).astype(np.float32)
-    attrs = {"kernel_shape": (3, 3), "strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "group": 1}
+    weight = random.standard_normal((filters, channels // group, kernel, kernel)).astype(np.float32)
+    attrs = {"kernel_shape": (kernel, kernel), "strides": (1, 1), "pads": (kernel // 2,) * 4, "dilations": (1, 1)}
+    attrs["group"] = group
     attrs |= {"auto_pad": "NOTSET", "activation": "relu"}
     node = Node("Conv", "conv", ("x",), "y", attrs, {"weight": weight, "bias": np.zeros(filters, np.float32)})
     graph = pack_graph(Graph("layer", "x", Volume(channels, side, side), [node], [Output("y", "y")]))
     if winograd:
-        graph.nodes[0].params["winograd_panels"] = pack_winograd(weight)
+        graph.nodes[0].params["winograd_panels"] = pack_winograd(weight, group)
     return graph
 
 
@@ -45,14 +47,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=12, help="runs of each, taken in turn (default 12)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each (default 1)")
+    parser.add_argument("--kernel", type=int, choices=(3, 5), default=3, help="side of the filters (default 3)")
+    parser.add_argument("--group", type=int, choices=(1, 2), default=1, help="groups of channels (default 1)")
     options = parser.parse_args()
-    table = Table(title=f"3x3 layers, {options.threads} thread(s), best of {options.runs} runs in turn")
+    shape = {"kernel": options.kernel, "group": options.group}
+    layers = f"{options.kernel}x{options.kernel} layers in {options.group} group(s)"
+    table = Table(title=f"{layers}, {options.threads} thread(s), best of {options.runs} runs in turn")
     for heading in ("side", "channels", "filters", "GEMM ms", "Winograd ms", "times faster"):
         table.add_column(heading, justify="right")
     for side in SIDES:
-        for channels, filters in CHANNELS:
+        for channels, filters in CHANNELS if options.group == 1 else GROUPED:
             engines = [
-                Engine(layer(channels, filters, side, winograd=winograd), threads=options.threads)
+                Engine(layer(channels, filters, side, winograd=winograd, **shape), threads=options.threads)
                 for winograd in (False, True)
             ]
             x = np.random.default_rng(1).standard_normal((1, channels, side, side)).astype(np.float32)

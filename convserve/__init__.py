@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         ModelError,
         ModelFormatError,
         ModelNotFoundError,
+        PatternError,
         RemoteError,
         RunCancelled,
         ServerBusy,
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from convserve.images import Preprocess
-    from convserve.loading import load
+    from convserve.loading import build, load
     from convserve.model import Model
-    from convserve.results import Geometry, Prediction, ScoreMap
+    from convserve.results import Geometry, Prediction, Predictions, RunReport, ScoreMap
 
 __all__ = [
     "AsyncClient",
@@ -38,10 +39,13 @@ __all__ = [
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "PatternError",
     "Prediction",
+    "Predictions",
     "Preprocess",
     "RemoteError",
     "RunCancelled",
+    "RunReport",
     "ScoreMap",
     "ServerBusy",
     "ServerUnavailable",
@@ -49,6 +53,7 @@ __all__ = [
     "ShapeError",
     "UnsupportedOpError",
     "__version__",
+    "build",
     "load",
 ]
 
@@ -61,8 +66,11 @@ _HOMES = {
     "Geometry": "convserve.results",
     "Model": "convserve.model",
     "Prediction": "convserve.results",
+    "Predictions": "convserve.results",
     "Preprocess": "convserve.images",
+    "RunReport": "convserve.results",
     "ScoreMap": "convserve.results",
+    "build": "convserve.loading",
     "load": "convserve.loading",
 }
 

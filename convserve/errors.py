@@ -7,6 +7,7 @@ ConvserveError
 │   └── ModelNotFoundError    no model of that name
 ├── InputError              an argument is wrong (also a ValueError)
 │   ├── ImageError            an image cannot be decoded or is too large
+│   ├── PatternError          the text of a network does not follow the pattern language, or its layers do not fit
 │   ├── ShapeError            an array or image has a size that the network cannot take
 │   └── SettingError          a CONVSERVE_* variable has a value outside its range
 ├── MemoryBudgetError       no plan fits the budget, or the operating system refused memory
@@ -24,6 +25,7 @@ __all__ = [
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "PatternError",
     "RemoteError",
     "RunCancelled",
     "ServerBusy",
@@ -60,6 +62,24 @@ class InputError(ConvserveError, ValueError):
 
 class ImageError(InputError):
     """An image cannot be decoded, or claims more pixels than allowed."""
+
+
+class PatternError(InputError):
+    """The text of a network is wrong at a place, to which the message's last line points.
+
+    what: the first line, without the place. text, position: the whole text and how many characters lie before the
+    place in it; None where only the message is known.
+    """
+
+    def __init__(self, what: str, text: str | None = None, position: int = 0) -> None:
+        self.what = what
+        self.position = position
+        if text is None:
+            super().__init__(what)
+            return
+        first = text.rfind("\n", 0, position) + 1
+        line = text[first:].split("\n", 1)[0].replace("\t", " ")
+        super().__init__(f"{what}\n  {line}\n  {' ' * (position - first)}^")
 
 
 class ShapeError(InputError):

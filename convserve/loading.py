@@ -1,22 +1,64 @@
-"""Loading: from an ONNX file, a native container or a graph to a Model."""
+"""Loading: from an ONNX file, a native container or a graph to a Model; building: from a name or a pattern."""
 
+import hashlib
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from convserve import settings
 from convserve.errors import InputError, ModelFormatError, ModelNotFoundError
-from convserve.formats.algorithms import ALGORITHMS, choose_algorithms, without_winograd
-from convserve.formats.container import is_container, read_container
-from convserve.formats.onnx import load_onnx
-from convserve.formats.packing import pack_graph
+from convserve.formats.algorithms import ALGORITHMS, choose_packing, without_winograd
+from convserve.formats.cache import Cache, standard_cache
+from convserve.formats.container import Container, is_container, read_container
+from convserve.formats.container_writer import container_bytes, hold_container, write_container
+from convserve.formats.packing import Packing
+from convserve.formats.storage import WEIGHT_TYPES, weights_of
+from convserve.graph.assembly import random_parameters
+from convserve.graph.fit import check_fit
 from convserve.graph.ir import Graph
+from convserve.graph.networks import NETWORKS, is_network, network_graph
 from convserve.graph.rewrites import REWRITTEN_AWAY, rewrite
 from convserve.images.preprocess import Preprocess
 from convserve.model import Model
+from convserve.results import Storage
 from convserve.settings import parse_budget
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from convserve.formats.onnx import OnnxFile
+
+__all__ = ["build", "import_network", "is_network", "load"]
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a network is made into: the options that shape its graph and its packed weights."""
+
+    algorithm: str
+    weights: str | None
+    fit: str
+    window: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise InputError(f"algorithm is {self.algorithm!r}; allowed: {', '.join(ALGORITHMS)}")
+        if self.weights not in (None, *WEIGHT_TYPES):
+            raise InputError(f"weights is {self.weights!r}; allowed: {', '.join(WEIGHT_TYPES)}")
+        check_fit(self.fit)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.weights or 'fp32'} {self.window} {self.fit}"
+
+    def rewritten(self, graph: Graph) -> Graph:
+        return rewrite(graph, window=self.window, fit=self.fit)
+
+    def packing(self, graph: Graph) -> Packing:
+        return choose_packing(graph, self.algorithm, weights=self.weights)
 
 
 def load(
@@ -25,58 +67,284 @@ def load(
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     algorithm: str = "auto",
+    weights: str | None = None,
     threads: int | None = None,
     fit: str = "floor",
     memory_budget: int | str | None = None,
     window: tuple[int, int] | None = None,
+    cache: bool = True,
+    evict_weights: bool = False,
 ) -> Model:
     """Return the Model of an ONNX file, a native container (memory-mapped), ONNX bytes or a Graph.
 
     preprocess, labels: what classify and score_map do to images and call classes (labels: a list, or a text
-    file with one a line); default what the container holds. algorithm: "auto" or "gemm". threads: default
-    CONVSERVE_THREADS, else all this process may use. fit: "floor", as ONNX rounds strides that do not fit.
+    file with one a line); default what the container holds. algorithm: "auto" or "gemm". weights: what they
+    are stored as, "fp32", "fp16" or "bf16", rounded once and widened as they are read; default as the file has them
+    (a container's become a private copy where it has them otherwise). threads: default CONVSERVE_THREADS, else all
+    this process may use. fit: where strides do not fit, (W - F + 2P)/S not whole: "floor", as ONNX rounds; "error"
+    refuses the network; "pad" adds zeros at the bottom and right of the layer's input, "crop" cuts rows and columns off
+    there, so that its last window is whole. A container keeps what it was imported with.
     memory_budget: bytes or a text such as "64MiB" for arena, scratch and held scores of each run.
-    window: (height, width) for an ONNX file that leaves its input size open.
-    Raises ModelNotFoundError, ModelFormatError, UnsupportedOpError, InputError.
+    window: (height, width) for an ONNX file that leaves its input size open. cache: pack an ONNX file once, into
+    $XDG_CACHE_HOME/convserve, and map that; without, or where that folder cannot be written, its weights take
+    private memory. model.storage says where they lie. evict_weights: release the pages of a layer's weights from the
+    process once a run has used them, so that about the largest layer is resident; each run maps them anew.
+    Raises ModelNotFoundError, ModelFormatError, UnsupportedOpError, InputError, MemoryBudgetError, and ModelError for
+    a weight that is too large for its type.
     """
-    if algorithm not in ALGORITHMS:
-        raise InputError(f"algorithm is {algorithm!r}; allowed: {', '.join(ALGORITHMS)}")
-    if fit != "floor":
-        raise InputError(f"fit is {fit!r}; allowed: floor")
+    form = _Form(algorithm, weights, fit, window)
+    _check_threads(threads)
+    budget = parse_budget(memory_budget)
+    name, because = "", ""
+    if isinstance(source, Graph):
+        container, because = _held(form.rewritten(source), form), "given as a graph"
+    elif isinstance(source, bytes):
+        container, because = _held(_read_onnx(_onnx_file(source), form), form), "given as bytes"
+    else:
+        name = _existing(source).stem
+        if is_container(source):
+            container, because = _opened_container(source, form, weights)
+        else:
+            container, because = _opened_onnx(source, form, cache=cache)
+    return _model(
+        container,
+        because,
+        name=name,
+        preprocess=preprocess,
+        labels=labels,
+        algorithm=algorithm,
+        threads=threads,
+        memory_budget=budget,
+        evict_weights=evict_weights,
+    )
+
+
+def build(
+    network: str,
+    *,
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    algorithm: str = "auto",
+    weights: str | None = None,
+    threads: int | None = None,
+    fit: str = "floor",
+    memory_budget: int | str | None = None,
+    cache: bool = True,
+    evict_weights: bool = False,
+) -> Model:
+    """Return the Model of a built-in network or of a pattern, with random weights, to plan and measure it untrained.
+
+    network: a name ("lenet", "alexnet", "zfnet", "googlenet", "vgg16", "resnet50", ...: graph.networks.NETWORKS), or
+    a pattern INPUT[HxWxD] -> layer -> ... Layers: CONV3-64 (window, filters; options S stride, P padding, D dilation,
+    G groups; padding keeps the size unless P or a stride says otherwise), LOCAL3-64 (unshared
+    filters), POOL2, AVGPOOL2 and L2POOL2 (S, P, D, CEIL), GLOBALPOOL, GLOBALAVGPOOL, FC-4096, RELU
+    and other activations (TANH, LEAKYRELU ALPHA0.1, ...), LRN5, BN, DROPOUT (computes nothing), SOFTMAX; [a -> b]*3
+    repeats, and ? behind a layer or a group leaves it out where its windows do not fit. Spaces and line breaks do not
+    matter; docs/patterns.md has the whole language. seed: of the weights, which depend on it and on the layers' names.
+    cache: keep the packed weights in $XDG_CACHE_HOME/convserve, as those of an ONNX file. All else as load has it.
+    Raises PatternError, which points at the place, ShapeError where fit="error" refuses a layer, InputError,
+    MemoryBudgetError.
+    """
+    form = _Form(algorithm, weights, fit)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise InputError(f"seed is {seed!r}; allowed: whole numbers from 0 to 2^64 - 1")
+    _check_threads(threads)
+    budget = parse_budget(memory_budget)
+
+    def made() -> Graph:
+        return _built(network, seed, form)
+
+    def cached(store: Cache) -> Container:
+        digest = hashlib.sha256(f"{seed} {network}".encode()).digest()
+        found = store.find(store.key(digest, str(form)))
+        return found or _packed(store, made(), digest, form, source=network)
+
+    container, because = _through_cache(cached, made, form, what=repr(network), cache=cache)
+    return _model(
+        container,
+        because,
+        preprocess=preprocess,
+        labels=labels,
+        algorithm=algorithm,
+        threads=threads,
+        memory_budget=budget,
+        evict_weights=evict_weights,
+    )
+
+
+def import_network(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    algorithm: str = "auto",
+    weights: str | None = None,
+    fit: str = "floor",
+    window: tuple[int, int] | None = None,
+) -> tuple[Model, Graph]:
+    """Write an ONNX file, container or built network as a container; return what load gives of it, and what was read.
+
+    Options as for load. Weights go from file to file piece by piece: neither side is held. The graph that was read is
+    not packed, or as the container had it. Raises what load raises, OSError where the target cannot be written.
+    """
+    form = _Form(algorithm, weights, fit, window)
+    container = None
+    if is_network(os.fspath(source)):
+        if window is not None:
+            raise InputError("window is for files that leave their input size open; a built network has its own")
+        graph = _built(os.fspath(source), 0, form)
+    elif is_container(_existing(source)):
+        container, _ = _opened_container(source, form, None)
+        graph = replace(container.graph, name=Path(source).stem)
+    else:
+        graph = replace(_read_onnx(_onnx_file(source), form), name=Path(source).stem)
+    if algorithm == "gemm":
+        graph = without_winograd(graph)
+    if labels is None and container is not None:
+        labels = container.labels
+    packing = form.packing(graph) if container is None else Packing(weights=weights)
+    # a model that is never run: it tells whether labels and preprocessing fit the network
+    fits = Model(graph, name=graph.name, preprocess=_preprocess(preprocess, container), labels=_label_list(labels))
+    write_container(target, graph, preprocess=fits.preprocess, labels=fits.labels, packing=packing)
+    return load(target), graph
+
+
+def _built(network: str, seed: int, form: _Form) -> Graph:
+    return form.rewritten(network_graph(network, random_parameters(seed), fit=form.fit))
+
+
+def _preprocess(given: Preprocess | None, container: Container | None) -> Preprocess | None:
+    if given is not None or container is None or container.preprocess is None:
+        return given
+    return Preprocess.from_dict(container.preprocess)
+
+
+def _check_threads(threads: int | None) -> None:
     if threads is not None and not 1 <= threads <= 256:
         raise InputError(f"threads is {threads!r}; allowed: 1 to 256")
-    budget = parse_budget(memory_budget)
-    name = ""
-    if isinstance(source, Graph):
-        graph = choose_algorithms(pack_graph(rewrite(source, window=window)), algorithm)
-    elif isinstance(source, bytes) or not is_container(_existing(source)):
-        graph = rewrite(load_onnx(source, window=window), window=window)
-        graph = choose_algorithms(pack_graph(graph), algorithm)
-        name = "" if isinstance(source, bytes) else Path(source).stem
-    else:
-        container = read_container(source)
-        graph = without_winograd(container.graph) if algorithm == "gemm" else container.graph
-        for node in graph.nodes:
-            if node.op in REWRITTEN_AWAY:
-                raise ModelFormatError(f"'{os.fspath(source)}': {node} has no packed form; import the network again")
-        if preprocess is None and container.preprocess is not None:
-            preprocess = Preprocess.from_dict(container.preprocess)
-        labels = container.labels if labels is None else labels
-        name = Path(source).stem
+
+
+def _model(
+    container: Container,
+    because: str,
+    *,
+    preprocess: Preprocess | None,
+    labels: Sequence[str] | str | os.PathLike[str] | None,
+    algorithm: str,
+    threads: int | None,
+    memory_budget: int | None,
+    evict_weights: bool,
+    name: str = "",
+) -> Model:
+    """Return the model of a container; because: why its weights take private memory."""
+    graph = without_winograd(container.graph) if algorithm == "gemm" else container.graph
     graph = replace(graph, name=name or graph.name)
+    if evict_weights and container.path is None:
+        raise InputError(f"evict_weights needs weights mapped from a file; these take private memory: {because}")
+    path = None if container.path is None else str(container.path.absolute())
     return Model(
         graph,
         name=graph.name,
-        preprocess=preprocess,
-        labels=_label_list(labels),
+        preprocess=_preprocess(preprocess, container),
+        labels=_label_list(container.labels if labels is None else labels),
         threads=threads,
-        memory_budget=budget,
+        memory_budget=memory_budget,
+        storage=Storage(container.content.size, path, because),
+        evicted=container.content if evict_weights else None,
     )
+
+
+def _opened_container(path: str | os.PathLike[str], form: _Form, weights: str | None) -> tuple[Container, str]:
+    """Return a container, mapped, or with weights of another type in private memory with the reason why."""
+    if form.fit != "floor":
+        raise InputError(f'fit is "{form.fit}"; a container\'s layers were fitted at import: give fit there')
+    container = read_container(path)
+    for node in container.graph.nodes:
+        if node.op in REWRITTEN_AWAY:
+            raise ModelFormatError(f"'{os.fspath(path)}': {node} has no packed form; import the network again")
+    there = weights_of(container.graph)
+    if weights in (None, there):
+        return container, ""
+    held = hold_container(container.graph, packing=Packing(weights=weights))
+    return replace(held, preprocess=container.preprocess, labels=container.labels), f"the file has {there} weights"
+
+
+def _opened_onnx(path: str | os.PathLike[str], form: _Form, *, cache: bool) -> tuple[Container, str]:
+    """Return an ONNX file's container, mapped from the cache, or in private memory with the reason why."""
+
+    def cached(store: Cache) -> Container:
+        digest = store.known_digest(path)
+        container = None if digest is None else store.find(store.key(digest, str(form)))
+        if container is not None:
+            return container
+        file = _onnx_file(path)
+        graph = _read_onnx(file, form)
+        digest = file.digest()
+        container = store.find(store.key(digest, str(form)))
+        if container is None:
+            source = os.path.abspath(path)
+            container = _packed(store, graph, digest, form, source=source, check=file.check_unchanged)
+        store.remember(path, file.files, digest)
+        return container
+
+    return _through_cache(cached, lambda: _read_onnx(_onnx_file(path), form), form, what=os.fspath(path), cache=cache)
+
+
+def _through_cache(
+    cached: Callable[[Cache], Container], made: Callable[[], Graph], form: _Form, *, what: str, cache: bool
+) -> tuple[Container, str]:
+    """Return what the cache gives, or the made graph in private memory with the reason why."""
+    because = "" if cache else "loaded without the cache"
+    if cache and settings.get("CACHE") == "off":
+        because = "CONVSERVE_CACHE is off"
+    if not because:
+        try:
+            return cached(standard_cache()), ""
+        except OSError as error:
+            because = f"the cache cannot be used: {error.strerror or error}"
+            _log.warning("the weights of %s take private memory: %s", what, because)
+    return _held(made(), form), because
+
+
+def _packed(
+    store: Cache, graph: Graph, digest: bytes, form: _Form, *, source: str, check: Callable[[], None] | None = None
+) -> Container:
+    """Return a graph's container, written into the cache; check is called when all of its weights were read."""
+    packing = form.packing(graph)
+
+    def write(target: Path) -> None:
+        write_container(target, graph, packing=packing)
+        if check is not None:
+            check()
+
+    return store.fill(store.key(digest, str(form)), container_bytes(graph, packing=packing), source, write)
+
+
+def _onnx_file(source: str | os.PathLike[str] | bytes) -> "OnnxFile":
+    # imported here: a process that only maps containers needs neither the onnx package nor its memory
+    from convserve.formats.onnx import OnnxFile
+
+    return OnnxFile(source)
+
+
+def _read_onnx(file: "OnnxFile", form: _Form) -> Graph:
+    from convserve.formats.onnx import load_onnx
+
+    return form.rewritten(load_onnx(file, window=form.window))
+
+
+def _held(graph: Graph, form: _Form) -> Container:
+    if form.algorithm == "gemm":
+        graph = without_winograd(graph)
+    return hold_container(graph, packing=form.packing(graph))
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     if not Path(path).is_file():
-        raise ModelNotFoundError(f"no model file at {os.fspath(path)!r}")
+        names = "" if Path(path).suffix else f"; the networks that convserve.build knows are {', '.join(NETWORKS)}"
+        raise ModelNotFoundError(f"no model file at {os.fspath(path)!r}{names}")
     return Path(path)
 
 

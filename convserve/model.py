@@ -1,14 +1,16 @@
 """Model: what a user holds. Run a network, classify images, make score maps, ask for plans."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
-from convserve import dense
+from convserve import dense, settings
 from convserve.dense import RowStream, ScoreStream
 from convserve.engine.engine import Cancellation, Engine
-from convserve.engine.source import ImageRows
+from convserve.engine.meter import Meter
+from convserve.engine.source import ImageRows, tensor_rows
 from convserve.errors import InputError, ShapeError
 from convserve.formats.packing import is_winograd
 from convserve.graph.ir import Graph, Output
@@ -19,7 +21,8 @@ from convserve.plan.describe import Description
 from convserve.plan.describe import describe as describe_graph
 from convserve.plan.layout import Layout
 from convserve.plan.plan import Plan
-from convserve.results import Prediction, ScoreMap
+from convserve.plan.weights import WeightTable, weigh
+from convserve.results import Prediction, Predictions, RunReport, ScoreMap, Storage
 from convserve.settings import parse_budget
 
 __all__ = ["Cancellation", "Model"]
@@ -37,12 +40,16 @@ class Model:
         labels: list[str] | None = None,
         threads: int | None = None,
         memory_budget: int | None = None,
+        storage: Storage | None = None,
+        evicted: np.ndarray | None = None,
     ) -> None:
         self.graph = graph
         self.name = name
+        self.storage = storage
+        """Where the weights lie; None where whoever made the graph knows."""
         self.labels = labels
         self.preprocess = preprocess
-        self._options: dict[str, Any] = {"threads": threads, "memory_budget": memory_budget}
+        self._options: dict[str, Any] = {"threads": threads, "memory_budget": memory_budget, "evicted": evicted}
         self._engines: dict[tuple[str, ...], Engine] = {}
         channels = graph.input_volume.channels
         if preprocess is not None and preprocess.channel_count != channels:
@@ -91,42 +98,44 @@ class Model:
 
     # ---- tensors in, tensors out
 
-    def run(self, x: np.ndarray, outputs: str | Sequence[str] | None = None) -> np.ndarray | dict[str, np.ndarray]:
+    def run(
+        self, x: np.ndarray, outputs: str | Sequence[str] | None = None, *, memory_budget: int | str | None = None
+    ) -> np.ndarray | dict[str, np.ndarray]:
         """Return the network's output for x, float32 (N, C, H, W), N free, in the shape that the network declares.
 
+        A network that reads single pixels takes (N, C) too.
         outputs: a name or names instead of all. One output comes as an array, several as a dict by name.
         Raises ShapeError, InputError, MemoryBudgetError.
         """
+        return self.measure(x, outputs, memory_budget=memory_budget)[0]
+
+    def measure(
+        self, x: np.ndarray, outputs: str | Sequence[str] | None = None, *, memory_budget: int | str | None = None
+    ) -> tuple[np.ndarray | dict[str, np.ndarray], RunReport]:
+        """Return what run gives, and the report of it: what the run was planned to take, and what was measured."""
+        meter = Meter()
         names = tuple(output.name for output in self.graph.outputs)
         if outputs is not None:
             names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-        x = self._checked_tensor(x)
         engine = self._engine(names)
-        found = engine.run(ImageRows(x.transpose(0, 2, 3, 1)))
-        results = {output.name: _in_declared_shape(found[output.name], output) for output in engine.graph.outputs}
-        return results[names[0]] if len(names) == 1 else results
-
-    def _checked_tensor(self, x: np.ndarray) -> np.ndarray:
-        declared = self.graph.input_volume
-        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-            kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-            raise InputError(f"the input is {kind}; it must be a float32 array")
-        fits = x.ndim == 4 and all(
-            have == want or want is None
-            for have, want in zip(x.shape[1:], (declared.channels, declared.height, declared.width), strict=True)
-        )
-        if not fits or 0 in x.shape:
-            want = f"(N, {declared.channels}, {declared.height or 'H'}, {declared.width or 'W'})"
-            hint = "; score_map takes larger images" if x.ndim == 4 and self.window else ""
-            raise ShapeError(f"the input has shape {x.shape}; it must be {want} with N from 1{hint}")
-        return x
+        budget = parse_budget(memory_budget)
+        found = engine.run(tensor_rows(x, self.graph.input_volume), meter=meter, memory_budget=budget)
+        results = {output.name: output.shaped(found[output.name]) for output in engine.graph.outputs}
+        return (results[names[0]] if len(names) == 1 else results), meter.report()
 
     # ---- images in, predictions out
 
     def classify(
-        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5, cancellation: Cancellation | None = None
-    ) -> list[Prediction] | list[list[Prediction]]:
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        top: int = 5,
+        cancellation: Cancellation | None = None,
+        memory_budget: int | str | None = None,
+    ) -> Predictions | list[Predictions]:
         """Return the `top` classes of an image, best first; of a list of images, a list for each.
+
+        Each is a list with a report: what the call was planned to take, and what was measured.
 
         An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C). It is resized and cropped as
         preprocess says and must then have the window's size. float32 (1, C, H, W) is taken as already
@@ -136,18 +145,21 @@ class Model:
         if not isinstance(top, int) or top < 1:
             raise InputError(f"top is {top!r}; it must be a whole number from 1")
         several: list[ImageSource] | None = list(images) if isinstance(images, (list, tuple)) else None
+        meter = Meter()
         prepared = [self._window_rows(image) for image in ([cast(ImageSource, images)] if several is None else several)]
-        results = []
-        for scores in self._scores_of(prepared, cancellation):
+        results: list[Predictions] = []
+        options = {"cancellation": cancellation, "meter": meter, "memory_budget": parse_budget(memory_budget)}
+        for scores in self._scores_of(prepared, options):
             order = np.argsort(-scores, kind="stable")[:top]
-            results.append([Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order])
+            found = (Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order)
+            results.append(Predictions(found, report=meter.report()))
         return results[0] if several is None else results
 
     def _window_rows(self, image: ImageSource) -> ImageRows:
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             if image.shape[:1] != (1,):
                 raise ShapeError(f"the float32 image has shape {image.shape}; one image is (1, C, H, W)")
-            return ImageRows(self._checked_tensor(image).transpose(0, 2, 3, 1))
+            return tensor_rows(image, self.graph.input_volume)
         preprocess = self._preprocess()
         pixels = preprocess.prepare(decode(image, channels=preprocess.channels))
         if self.window is not None and pixels.shape[:2] != self.window:
@@ -159,13 +171,14 @@ class Model:
             return ImageRows(pixels[None], preprocess.table(), preprocess.source_channels())
         return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
 
-    def _scores_of(self, images: list[ImageRows], cancellation: Cancellation | None) -> np.ndarray:
+    def _scores_of(self, images: list[ImageRows], options: dict[str, Any]) -> np.ndarray:
         if not images:
             return np.empty((0, 0), np.float32)
         if len({(image.rows.shape, image.rows.dtype) for image in images}) > 1:
             raise ShapeError("the images of one call differ in size or kind after preprocessing; give Preprocess(crop)")
         rows, name = images[0].of(np.concatenate([image.rows for image in images])), self.graph.outputs[0].name
-        return self._engine((name,)).run(rows, cancellation=cancellation)[name].reshape(len(images), -1)
+        found = self._engine((name,)).run(rows, **options)
+        return found[name].reshape(len(images), -1)
 
     def _preprocess(self) -> Preprocess:
         if self.preprocess is not None:
@@ -316,21 +329,8 @@ class Model:
     def _class_indices(self, engine: Engine, classes: Sequence[int | str] | None) -> tuple[list[int] | None, list[str]]:
         # (indices to keep, or None for all; their labels)
         count = infer_volumes(engine.graph)[engine.graph.outputs[0].tensor].channels
-        if classes is None:
-            return None, [self._label(index) for index in range(count)]
-        if isinstance(classes, str) or not len(classes):
-            raise InputError(f"classes is {classes!r}; it must be a list of class indices or labels")
-        indices = []
-        for wanted in classes:
-            if isinstance(wanted, str) and self.labels is not None and wanted in self.labels:
-                indices.append(self.labels.index(wanted))
-            elif isinstance(wanted, (int, np.integer)) and 0 <= wanted < count:
-                indices.append(int(wanted))
-            else:
-                raise InputError(
-                    f"class {wanted!r} does not exist; the network has the indices 0 to {count - 1}, or its labels"
-                )
-        return indices, [self._label(index) for index in indices]
+        indices = None if classes is None else dense.class_indices(classes, count, self.labels or [])
+        return indices, [self._label(index) for index in (range(count) if indices is None else indices)]
 
     # ---- plans
 
@@ -339,7 +339,22 @@ class Model:
 
         Raises ModelError where its file leaves the input size open.
         """
-        return describe_graph(self.graph, name=self.name)
+        return replace(describe_graph(self.graph, name=self.name), storage=str(self.storage or ""))
+
+    def weights(self) -> WeightTable:
+        """Return what each layer's weights take, in bytes. Raises ModelError as describe does."""
+        return weigh(self.graph, self.describe())
+
+    def capacity(self, memory_budget: int | str | None = None) -> dense.Capacity:
+        """Return what fits a budget, default the model's own: batch, width of a streamed image, side of a whole one.
+
+        Raises ModelError as describe, InputError where no budget is given.
+        """
+        budget = parse_budget(memory_budget) or self.memory_budget or settings.get("MEMORY_BUDGET")
+        if budget is None:
+            raise InputError('there is no memory budget to fill; give memory_budget=, such as "64MiB"')
+        engine = self._engine((self.graph.outputs[0].name,))
+        return dense.capacity(engine.graph, window=self.describe().window, budget_bytes=budget)
 
     def plan(
         self,
@@ -354,7 +369,7 @@ class Model:
         """Return the plan of a run over `batch` images of height x width pixels, before anything is allocated.
 
         An image larger than the window is a score map; hold_scores: count the whole map into p.score_bytes.
-        layout: cuts and band height instead of the heuristic's. Raises ShapeError, MemoryBudgetError.
+        layout: cuts and band heights instead of the planner's. Raises ShapeError, MemoryBudgetError.
         """
         for name, value in (("height", height), ("width", width), ("batch", batch)):
             if not isinstance(value, (int, np.integer)) or value < 1:
@@ -381,14 +396,3 @@ class Model:
             score_bytes=score_bytes,
             layout=layout,
         ).plan
-
-
-def _in_declared_shape(y: np.ndarray, output: Output) -> np.ndarray:
-    if output.shape is None:
-        return y
-    sizes = [y.shape[0], *output.shape]
-    if sizes.count(None) == 1:
-        sizes[sizes.index(None)] = -1
-    elif None in sizes:
-        return y
-    return y.reshape(sizes)  # type: ignore[arg-type]

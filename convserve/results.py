@@ -1,5 +1,6 @@
 """What a run gives back: predictions, score maps and their geometry; light to import, shared by engine and client."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from convserve.errors import InputError
 
-__all__ = ["Box", "Geometry", "PlanBytes", "Prediction", "ScoreMap", "SizedPlan"]
+__all__ = ["Box", "Geometry", "PlanBytes", "Prediction", "Predictions", "RunReport", "ScoreMap", "SizedPlan", "Storage"]
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels, bottom and right excluded."""
@@ -50,6 +51,45 @@ class PlanBytes:
     def total_bytes(self) -> int:
         """Arena + scratch + scores held; weights are counted apart, since they are mapped and shared."""
         return self.arena_bytes + self.scratch_bytes + self.score_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a call was planned to take, and what was measured.
+
+    plan: of its largest run. measured_bytes: what that run was given for arena and scratch, and the scores held;
+    it equals plan.total_bytes. seconds: from the call's beginning to its end.
+    """
+
+    plan: SizedPlan
+    measured_bytes: int
+    seconds: float
+
+
+class Predictions(list[Prediction]):
+    """The classes of one image, best first, with the report of the call that found them; equal to a plain list."""
+
+    def __init__(self, predictions: Iterable[Prediction], *, report: RunReport) -> None:
+        super().__init__(predictions)
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a model's weights lie: size_bytes of the file path, mapped and shared, or of private memory, and why there.
+
+    path: None where the memory is private; private_because is "" where it is not.
+    """
+
+    size_bytes: int
+    path: str | None = None
+    private_because: str = ""
+
+    def __str__(self) -> str:
+        size = f"{self.size_bytes / (1 << 20):.2f} MiB"
+        if self.path is not None:
+            return f"{size} mapped from {self.path}, shared with other processes"
+        return f"{size} of private memory ({self.private_because})"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,14 +137,23 @@ class Geometry:
 class ScoreMap(Geometry):
     """Class scores at every window position of an image: scores is float32 (rows, cols, classes).
 
-    plan: what the run took, in bytes. seconds: how long it took.
+    report: what the run was planned to take, what it took, and how long.
     """
 
     scores: np.ndarray
-    plan: SizedPlan
-    seconds: float = 0.0
+    report: RunReport
+
+    @property
+    def plan(self) -> SizedPlan:
+        """What the run was planned to take, in bytes."""
+        return self.report.plan
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.report.seconds
 
     @classmethod
-    def over(cls, geometry: Geometry, scores: np.ndarray, *, plan: SizedPlan, seconds: float = 0.0) -> "ScoreMap":
+    def over(cls, geometry: Geometry, scores: np.ndarray, *, report: RunReport) -> "ScoreMap":
         """Return the map that has this geometry and these scores."""
-        return cls(**vars(geometry), scores=scores, plan=plan, seconds=seconds)
+        return cls(**vars(geometry), scores=scores, report=report)

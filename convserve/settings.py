@@ -52,8 +52,8 @@ def _flag(text: str) -> bool:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 1024:
-        raise ValueError("a whole number from 1 to 1024")
+    if not text.isdigit() or not 1 <= int(text) <= 256:
+        raise ValueError("a whole number from 1 to 256")
     return int(text)
 
 
@@ -93,6 +93,9 @@ SETTINGS: dict[str, Setting] = {
             "off: every tensor in its own full buffer; print: show each new plan on stderr",
         ),
         Setting("POISON", _flag, False, "1: fresh arenas and freed rows are filled with NaN"),
+        Setting("CACHE", _choice("on", "off"), "on", "off: ONNX files are packed into private memory at each load"),
+        Setting("CACHE_BYTES", _size, 8 << 30, "most bytes of packed ONNX files in ~/.cache/convserve"),
+        Setting("PLAN_CACHE", _size, 16 << 20, "bytes of plans that a loaded network keeps for image sizes seen"),
         Setting("MAX_PIXELS", _pixels, 1 << 28, "most pixels that an encoded image may claim"),
     )
 }

@@ -82,6 +82,29 @@ class Builder:
         params = {"weight": self.draw(shape, fan_in), "bias": self.draw((filters,), 50)}
         return self.add_node("Conv", (x,) if residual is None else (x, residual), attrs, params)
 
+    def locally_connected(
+        self,
+        x: str,
+        filters: int,
+        kernel: int | tuple[int, int],
+        *,
+        strides: int | tuple[int, int] = 1,
+        pads: int | tuple[int, int, int, int] = 0,
+        dilations: int | tuple[int, int] = 1,
+        group: int = 1,
+        auto_pad: str = "NOTSET",
+        activation: str = "",
+    ) -> str:
+        attrs = window_attrs(pair(kernel), strides, pads, dilations, auto_pad)
+        volume = OPS["MaxPool"].volume(Node("MaxPool", x, (x,), x, attrs), [self.volumes[x]])
+        taps = self.volumes[x].channels // group * attrs["kernel_shape"][0] * attrs["kernel_shape"][1]
+        places = (volume.height, volume.width)
+        params = {
+            "weight": self.draw((*places, group, taps, filters // group), taps),
+            "bias": self.draw((*places, filters), 50),
+        }
+        return self.add_node("LocallyConnected", x, {**attrs, "group": group, "activation": activation}, params)
+
     def pool(
         self,
         op: str,
@@ -94,8 +117,10 @@ class Builder:
         auto_pad: str = "NOTSET",
         ceil_mode: bool = False,
         count_include_pad: bool = False,
+        **more: int,
     ) -> str:
         attrs = {
+            **more,
             **window_attrs(pair(kernel), strides, pads, dilations, auto_pad),
             "ceil_mode": ceil_mode,
             "count_include_pad": count_include_pad,
@@ -116,17 +141,28 @@ class Builder:
         params = {"scale": 1 + self.draw((channels,), 50), "shift": self.draw((channels,), 50)}
         return self.add_node("Affine", x, {"activation": activation}, params)
 
+    def normalization(self, op: str, x: str, **attrs: Any) -> str:
+        """Add a GroupNormalization or LayerNormalization with a scale and bias of each channel."""
+        channels = self.volumes[x].channels
+        params = {"scale": 1 + self.draw((channels,), 50), "bias": self.draw((channels,), 20)}
+        return self.add_node(op, x, {"epsilon": 1e-5, **attrs}, params)
+
     def batch_normalization(self, x: str, *, epsilon: float = 1e-5) -> str:
         channels = self.volumes[x].channels
         params = {name: self.draw((channels,), 20) for name in ("bias", "mean")}
         params |= {"scale": 1 + self.draw((channels,), 50), "var": 0.5 + np.abs(self.draw((channels,), 4))}
         return self.add_node("BatchNormalization", x, {"epsilon": epsilon}, params)
 
+    def activation(self, op: str, x: str, **parameters: float) -> str:
+        """Add an activation; PRelu gets slopes of its own."""
+        params = {"slope": self.draw((self.volumes[x].channels,), 4)} if op == "PRelu" else {}
+        return self.add_node(op, x, parameters, params)
+
     def lrn(self, x: str, size: int, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> str:
         return self.add_node("LRN", x, {"size": size, "alpha": alpha, "beta": beta, "bias": bias})
 
     def join(self, op: str, *tensors: str, activation: str = "") -> str:
-        """Add an Add, Mul or Concat of several tensors."""
+        """Add a combination (Add, Mul, Max, ...) or a Concat of several tensors."""
         return self.add_node(op, tensors, {} if op == "Concat" else {"activation": activation})
 
     def simple(self, op: str, x: str, **attrs: Any) -> str:

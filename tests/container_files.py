@@ -31,6 +31,13 @@ def every_operation() -> Graph:
     scale = b.conv(b.simple("GlobalAveragePool", x), 16, 1)
     x = b.join("Mul", x, scale)
     x = b.join("Add", x, b.simple("Relu", x), activation="relu")
+    x = b.add_node("Pad", x, {"pads": (0, 1, 1, 0, 0, -1), "mode": "edge", "value": 0.0})
+    x = b.add_node("Slice", x, {"starts": (0, 0, 0), "ends": (0, 1, 0), "steps": (1, 1, -1)})
+    resize = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "floor", "roi": ()}
+    resize |= {"antialias": False, "exclude_outside": False, "cubic_coeff_a": -0.75, "extrapolation_value": 0.0}
+    x = b.add_node("Resize", x, resize | {"scales": (2.0, 0.0), "sizes": (0, 10)})
+    x = b.add_node("SpaceToDepth", x, {"blocksize": (2, 2), "mode": "DCR"})
+    x = b.add_node("DepthToSpace", x, {"blocksize": (1, 2), "mode": "CRD"})
     flat = b.gemm(b.flatten(b.simple("Identity", x)), 10)
     return b.graph(b.simple("Softmax", flat), b.simple("GlobalMaxPool", x))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import convserve
 from convserve.errors import ConvserveError
-from convserve.formats.container import write_container
+from convserve.formats.container_writer import write_container
 from convserve.images import decode
 
 __all__ = ["damaged", "fuzz"]
@@ -41,7 +41,7 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
 
 def load_and_run(source: Path | bytes) -> None:
     """A damaged network that loads all the same must also run, where it is not too large for a test."""
-    model = convserve.load(source, threads=1)
+    model = convserve.load(source, threads=1, cache=False)
     channels = model.graph.input_volume.channels
     if model.window and channels * model.window[0] * model.window[1] <= MOST_VALUES:
         model.run(np.zeros((1, channels, *model.window), np.float32))
@@ -64,9 +64,12 @@ def fuzz(seconds: float, folder: Path, *, seed: int = 0) -> Counter[str]:
     """
     random = np.random.default_rng(seed)
     path = folder / "net.convserve"
-    write_container(path, convserve.load(every_operation()).graph)
+    containers = []
+    for weights in ("fp32", "fp16", "bf16"):
+        write_container(path, convserve.load(every_operation(), weights=weights).graph)
+        containers.append(path.read_bytes())
     sources = {
-        "container": [path.read_bytes()],
+        "container": containers,
         "ONNX file": [to_onnx(every_operation()).SerializeToString()],
         "picture": pictures(random),
     }

@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 from reference import ORACLES, axis_geometry
+from strategies_moves import MOVES
 
+from convserve.graph.ir import Node, Volume
+from convserve.graph.ops import COMBINATIONS
 from convserve.plan.plan import Plan
-from convserve.plan.program import Operation
+from convserve.plan.program import Operation, Tensor
 from convserve.plan.schedule import Step
 
-__all__ = ["PlanError", "check_plan", "listed_steps", "replay", "rows_read", "steps_of"]
+__all__ = ["PlanError", "check_arena", "check_plan", "listed_steps", "replay", "rows_read", "steps_of"]
 
 
 class PlanError(AssertionError):
@@ -39,23 +42,63 @@ def steps_of(plan: Plan) -> Iterator[tuple[int, Step]]:
                 yield block.segment, replace(step, begin=step.begin + moved, end=step.end + moved)
 
 
-def rows_read(operation: Operation, number: int, begin: int, end: int, heights: tuple[int, int]) -> np.ndarray:
-    """Return the rows of input `number` behind output rows [begin, end); heights are of that input and the output."""
+def rows_behind(node: Node, volume: Volume) -> np.ndarray:
+    """Return which rows of its input each output row of a node depends on, bool: NaN goes in row by row."""
+    behind = []
+    for row in range(volume.height):
+        x = np.zeros((1, volume.channels, volume.height, volume.width))
+        x[:, :, row] = np.nan
+        behind.append(np.isnan(ORACLES[node.op](node, x)).any(axis=(0, 1, 3)))
+    return np.array(behind).T
+
+
+def rows_read(
+    operation: Operation,
+    number: int,
+    begin: int,
+    end: int,
+    heights: tuple[int, int],
+    behind: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the rows of input `number` behind output rows [begin, end); heights are of that input and the output.
+
+    behind: what rows_behind gives for one of MOVES.
+    """
     node, (height, out_height) = operation.node, heights
     rows = np.arange(begin, end)
     if node is None:
         return rows
-    if "strides" in node.attrs and number == 0:
+    if behind is not None:
+        rows = np.flatnonzero(behind[begin:end].any(axis=0))
+    elif operation.kind.startswith("Winograd"):
+        # 6x6 pixels make a tile of as many outputs a side as leave room for the filter
+        tile = 7 - node.attrs["kernel_shape"][0]
+        if operation.kind == "WinogradInput":
+            rows = np.unique(rows[:, None] * tile - node.attrs["pads"][0] + np.arange(6))
+        elif number == 0:
+            rows = np.unique(rows // tile)
+    elif "strides" in node.attrs and number == 0:
         _, pad, _ = axis_geometry(node, 0, height)
         taps = np.arange(node.attrs["kernel_shape"][0]) * node.attrs["dilations"][0]
         rows = np.unique(rows[:, None] * node.attrs["strides"][0] - pad + taps)
     elif node.op == "Flatten":
         rows = np.arange(begin, end - 1 + node.attrs["kernel_shape"][0])
-    elif node.op in ("GlobalAveragePool", "GlobalMaxPool"):
+    elif operation.kind == "GroupStatistics" or node.op.startswith("Global"):
         rows = np.arange(height)
-    elif node.op in ("Add", "Mul") and height == 1 and out_height != 1:
+    elif operation.kind == "GroupNormalize" and number == 0:
+        pass
+    elif operation.kind == "GroupNormalize" or (node.op in COMBINATIONS and height == 1 and out_height != 1):
         rows = np.zeros(1, dtype=int)
     return rows[(rows >= 0) & (rows < height)]
+
+
+def moves_of(plan: Plan) -> dict[int, np.ndarray]:
+    """Return rows_behind of each operation that is one of MOVES, by its index."""
+    return {
+        operation.index: rows_behind(operation.node, plan.program.tensors[operation.inputs[0]].volume)
+        for operation in plan.program.operations
+        if operation.node is not None and operation.node.op in MOVES
+    }
 
 
 def leaves(plan: Plan, index: int) -> list[int]:
@@ -83,13 +126,49 @@ def check_arena(plan: Plan) -> None:
         values = (tensor.pad_left + tensor.width + tensor.pad_right) * tensor.volume.channels
         require(tensor.row_pitch >= values, f"{tensor.name}: a row of {values} values in a pitch of {tensor.row_pitch}")
         regions.append((tensor.name, tensor.offset, tensor.offset + size, min(segments), max(segments)))
-    longest = 4 * max(tensors[root].row_pitch for root in life)
+    padded = [op for op in plan.program.operations if op.kind in ("Conv", "WinogradInput")]
+    read = {tensors[op.inputs[0]].root for op in padded}
+    longest = max((4 * tensors[root].row_pitch for root in read if root in life), default=0)
+    overlapping: list[tuple[str, str]] = []
     regions.append(("zeros", plan.zeros_offset, plan.zeros_offset + longest, 0, plan.blocks[-1].segment))
     for number, (name, begin, end, first, last) in enumerate(regions):
         require(end <= plan.arena_bytes, f"{name}: bytes {begin}-{end} of an arena of {plan.arena_bytes}")
         for other, its_begin, its_end, its_first, its_last in regions[:number]:
             apart = end <= its_begin or its_end <= begin or last < its_first or its_last < first
-            require(apart, f"{name} at {begin}-{end} and {other} at {its_begin}-{its_end} live at the same time")
+            overlapping += [] if apart else [(name, other)]
+    if overlapping:
+        named = {tensors[root].name: root for root in life}
+        known = [(named.get(name, -1), named.get(other, -1)) for name, other in overlapping]
+        busy = steps_in_use(plan, {root for pair in known for root in pair})
+        for (name, other), (root, its_root) in zip(overlapping, known, strict=True):
+            meet = min(root, its_root) < 0 or bool((busy[root] & busy[its_root]).any())
+            require(not meet, f"{name} and {other} overlap, and hold rows at the same time")
+
+
+def steps_in_use(plan: Plan, roots: set[int]) -> dict[int, np.ndarray]:
+    """Return for each ring at which steps of the run it holds a row that is read then or later, or is written."""
+    tensors = plan.program.tensors
+    steps = list(steps_of(plan))
+    busy = {root: np.zeros(len(steps), bool) for root in roots}
+    written: dict[tuple[int, int], int] = {}
+    for number, (_, step) in enumerate(steps):
+        operation = plan.operation(step)
+        if operation is None:
+            if step.index in roots and (step.kind == "Zero" or step.begin):
+                busy[step.index][number] = True
+            continue
+        out_height = tensors[operation.output].height if operation.output >= 0 else 0
+        for position, index in enumerate(operation.inputs):
+            root = tensors[index].root
+            if root in roots:
+                for row in rows_read(operation, position, step.begin, step.end, (tensors[index].height, out_height)):
+                    busy[root][written[root, int(row)] : number + 1] = True
+        root = tensors[operation.output].root if operation.output >= 0 else -1
+        if root in roots:
+            busy[root][number] = True
+            for row in range(step.begin, step.end):
+                written.setdefault((root, row), number)
+    return busy
 
 
 def check_padding(plan: Plan) -> None:
@@ -108,6 +187,12 @@ def check_padding(plan: Plan) -> None:
         require(root.pad_right >= last - x.width, f"{operation.name}: {root.pad_right} zeros on the right")
 
 
+def _share_place(a: Tensor, b: Tensor) -> bool:
+    above = a.channel_offset >= b.channel_offset + b.volume.channels
+    below = b.channel_offset >= a.channel_offset + a.volume.channels
+    return a.root == b.root and not above and not below
+
+
 def check_rows(plan: Plan) -> None:
     """Each row is written before it is read and not overwritten before its last reader; outputs come in order, once."""
     tensors, operations = plan.program.tensors, plan.program.operations
@@ -117,6 +202,7 @@ def check_rows(plan: Plan) -> None:
         for leaf in leaves(plan, tensor.index)
     }
     done = [0] * len(operations)
+    behind = moves_of(plan)
     cleared: set[int] = set()
     written: set[int] = set()
     newest_segment = 0
@@ -140,7 +226,8 @@ def check_rows(plan: Plan) -> None:
         done[operation.index] = step.end
         out_height = tensors[operation.output].height if operation.output >= 0 else 0
         for number, index in enumerate(operation.inputs):
-            rows = rows_read(operation, number, step.begin, step.end, (tensors[index].height, out_height))
+            heights = tensors[index].height, out_height
+            rows = rows_read(operation, number, step.begin, step.end, heights, behind.get(operation.index))
             for leaf in leaves(plan, index):
                 there = held[leaf][rows % len(held[leaf])]
                 wrong = rows[there != rows]
@@ -157,6 +244,9 @@ def check_rows(plan: Plan) -> None:
             rows = np.arange(step.begin, step.end)
             require(rows.size <= len(held[operation.output]), f"{operation.name}: a band higher than its ring")
             require(step.end <= out_height, f"{operation.name}: row {step.end} of {out_height}")
+            for other, slots in held.items():
+                if other != operation.output and _share_place(tensors[other], tensors[operation.output]):
+                    slots[rows % len(slots)] = -1
             held[operation.output][rows % len(held[operation.output])] = rows
     for operation in operations:
         if operation.kind == "Write":
@@ -181,6 +271,23 @@ def _row_view(plan: Plan, arena: np.ndarray, index: int, image: int, row: int) -
     return pixels.reshape(-1, root.volume.channels)[root.pad_left : root.pad_left + root.width, channels]
 
 
+def group_statistics(node: Node, x: np.ndarray) -> np.ndarray:
+    """Return each channel's factor and then each one's shift, (N, 2C, 1, 1)."""
+    groups = x.reshape(len(x), node.attrs["group"], -1)
+    each = x.shape[1] // node.attrs["group"]
+    mean, variance = (found.repeat(each, axis=1) for found in (groups.mean(axis=2), groups.var(axis=2)))
+    factor = node.params["scale"] / np.sqrt(variance + node.attrs["epsilon"])
+    return np.concatenate([factor, node.params["bias"] - mean * factor], axis=1)[:, :, None, None]
+
+
+def group_normalize(node: Node, x: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+    factor, shift = np.split(statistics, 2, axis=1)
+    return x * factor + shift
+
+
+STEPS = {**ORACLES, "GroupStatistics": group_statistics, "GroupNormalize": group_normalize}
+
+
 def replay(plan: Plan, x: np.ndarray) -> list[np.ndarray]:
     """Run the plan's steps in NumPy, every row at its place in one arena of NaN, and return the outputs (N, C, H, W).
 
@@ -188,6 +295,7 @@ def replay(plan: Plan, x: np.ndarray) -> list[np.ndarray]:
     """
     tensors = plan.program.tensors
     arena = np.full(plan.arena_bytes // 4, np.nan)
+    behind = moves_of(plan)
     sinks = []
     for operation in plan.program.operations:
         if operation.kind == "Write":
@@ -203,7 +311,8 @@ def replay(plan: Plan, x: np.ndarray) -> list[np.ndarray]:
         for number, index in enumerate(operation.inputs):
             volume = tensors[index].volume
             seen = np.full((plan.images, volume.channels, volume.height, volume.width), np.nan)
-            for row in rows_read(operation, number, step.begin, step.end, (volume.height, out_height)):
+            heights = volume.height, out_height
+            for row in rows_read(operation, number, step.begin, step.end, heights, behind.get(operation.index)):
                 for image in range(plan.images):
                     seen[image, :, row] = _row_view(plan, arena, index, image, row).T
             inputs.append(seen)
@@ -211,7 +320,7 @@ def replay(plan: Plan, x: np.ndarray) -> list[np.ndarray]:
         if operation.kind == "Write":
             sinks[operation.sink][:, :, rows] = inputs[0][:, :, rows]
             continue
-        y = x if operation.node is None else ORACLES[operation.kind](operation.node, *inputs)
+        y = x if operation.node is None else STEPS[operation.kind](operation.node, *inputs)
         for row in range(step.begin, step.end):
             for image in range(plan.images):
                 _row_view(plan, arena, operation.output, image, row)[...] = y[image, :, row].T

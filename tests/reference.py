@@ -1,9 +1,12 @@
 """Oracles: every operation of graph.ops as slow, plain float64 NumPy, written from the formulas of ONNX."""
 
+import math
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from reference_moves import conv_transpose, depth_to_space, pad, resize, slice_, space_to_depth
 
 from convserve.graph.ir import Graph, Node
 
@@ -81,6 +84,20 @@ def conv(node: Node, x: Array, *residual: Array) -> Array:
     return activated(node, y)
 
 
+def locally_connected(node: Node, x: Array) -> Array:
+    """As conv, with filters weight[y, x] and a bias[y, x] of each position.
+
+    weight is (rows, cols, group, (kernel_h, kernel_w, C/group) in that order, M/group), bias (rows, cols, M).
+    """
+    weight, bias = (node.params[name].astype(np.float64) for name in ("weight", "bias"))
+    seen = taps(node, x, 0.0, np.nan)
+    group, (kh, kw) = node.attrs["group"], node.attrs["kernel_shape"]
+    filters = weight.reshape(*weight.shape[:3], kh, kw, -1, weight.shape[4])
+    parts = seen.reshape(len(x), group, -1, *seen.shape[2:])
+    y = np.einsum("ngcrsij,rsgijcm->ngmrs", parts, filters).reshape(len(x), -1, *seen.shape[2:4])
+    return activated(node, y + bias.transpose(2, 0, 1))
+
+
 def max_pool(node: Node, x: Array) -> Array:
     """The largest value under the window; taps outside the input do not count; NaN wins."""
     return taps(node, x, -np.inf, -np.inf).max(axis=(4, 5))
@@ -102,6 +119,17 @@ def global_average_pool(node: Node, x: Array) -> Array:
 
 def global_max_pool(node: Node, x: Array) -> Array:
     return x.max(axis=(2, 3), keepdims=True)
+
+
+def lp_pool(node: Node, x: Array) -> Array:
+    """(The sum of |x|^p under the window)^(1/p), over its taps inside the input."""
+    p = node.attrs["p"]
+    return (np.abs(taps(node, x, 0.0, 0.0)) ** p).sum(axis=(4, 5)) ** (1 / p)
+
+
+def global_lp_pool(node: Node, x: Array) -> Array:
+    p = node.attrs["p"]
+    return (np.abs(x) ** p).sum(axis=(2, 3), keepdims=True) ** (1 / p)
 
 
 def gemm(node: Node, x: Array) -> Array:
@@ -131,24 +159,99 @@ def batch_normalization(node: Node, x: Array) -> Array:
     return (x - mean) / np.sqrt(var + node.attrs["epsilon"]) * scale + bias
 
 
+def standardized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    return (x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon)
+
+
+def group_normalization(node: Node, x: Array) -> Array:
+    """Standardized over height, width and each group's channels, then scaled and shifted by channel."""
+    groups = x.reshape(len(x), node.attrs["group"], -1, *x.shape[2:])
+    return affine_by(node, standardized(groups, (2, 3, 4), node.attrs["epsilon"]).reshape(x.shape))
+
+
+def layer_normalization(node: Node, x: Array) -> Array:
+    """Standardized over the channels of each position, then scaled and shifted by channel."""
+    return affine_by(node, standardized(x, (1,), node.attrs["epsilon"]))
+
+
+def affine_by(node: Node, x: Array) -> Array:
+    scale, bias = (node.params[name].astype(np.float64)[:, None, None] for name in ("scale", "bias"))
+    return x * scale + bias
+
+
+def lp_normalization(node: Node, x: Array) -> Array:
+    """x / max((the sum of |x|^p over the channels)^(1/p), epsilon)."""
+    p = node.attrs["p"]
+    norm = (np.abs(x) ** p).sum(axis=1, keepdims=True) ** (1 / p)
+    return x / np.maximum(norm, node.attrs["epsilon"])
+
+
 def affine(node: Node, x: Array) -> Array:
     """x * scale + shift for each channel."""
     scale, shift = (node.params[name].astype(np.float64)[:, None, None] for name in ("scale", "shift"))
     return activated(node, x * scale + shift)
 
 
-def add(node: Node, *summands: Array) -> Array:
-    y = summands[0]
-    for summand in summands[1:]:
-        y = y + summand
-    return activated(node, y)
+def combination(operation: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """Arithmetic of several tensors, from the first to the last."""
+
+    def combined(node: Node, *parts: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return activated(node, reduce(operation, parts))
+
+    return combined
 
 
-def mul(node: Node, *factors: Array) -> Array:
-    y = factors[0]
-    for factor in factors[1:]:
-        y = y * factor
-    return activated(node, y)
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def softplus(x: Array) -> Array:
+    return np.logaddexp(x, 0.0)
+
+
+# x and the parameters that the node has, by name
+FUNCTIONS: dict[str, Callable[..., Array]] = {
+    "Relu": relu,
+    "LeakyRelu": lambda x, alpha: np.where(x < 0, alpha * x, x),
+    "ThresholdedRelu": lambda x, alpha: np.where(x <= alpha, 0, x),
+    "Elu": lambda x, alpha, gamma=1.0: gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+    "Clip": lambda x, min=-np.inf, max=np.inf: np.minimum(np.maximum(x, min), max),
+    "Sigmoid": sigmoid,
+    "HardSigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "Swish": lambda x, alpha=1.0: x * sigmoid(alpha * x),
+    "Tanh": np.tanh,
+    "Erf": erf,
+    "Gelu": lambda x: x / 2 * (1 + erf(x / np.sqrt(2))),
+    "GeluTanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "Softplus": softplus,
+    "Softsign": lambda x: x / (1 + np.abs(x)),
+    "Mish": lambda x: x * np.tanh(softplus(x)),
+    "Abs": np.abs,
+    "Sign": np.sign,
+    "Sqrt": np.sqrt,
+    "Exp": np.exp,
+    "Log": np.log,
+    "Reciprocal": lambda x: 1 / x,
+    "Pow": lambda x, exponent: x**exponent,
+}
+
+
+def function(op: str) -> Callable[..., Array]:
+    def applied(node: Node, x: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return FUNCTIONS[op](x, **node.attrs)
+
+    return applied
+
+
+def prelu(node: Node, x: Array) -> Array:
+    """x where x >= 0, else slope * x, with one slope for each channel."""
+    return np.where(x < 0, node.params["slope"].astype(np.float64)[:, None, None] * x, x)
 
 
 def lrn(node: Node, x: Array) -> Array:
@@ -168,6 +271,12 @@ def softmax(node: Node, x: Array) -> Array:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def log_softmax(node: Node, x: Array) -> Array:
+    """The logarithm of softmax, without its underflow."""
+    shifted = x - x.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def channel_shuffle(node: Node, x: Array) -> Array:
     """Channel i of group g becomes channel i*group + g."""
     group = node.attrs["group"]
@@ -181,22 +290,40 @@ def channel_shuffle(node: Node, x: Array) -> Array:
 
 ORACLES: dict[str, Callable[..., Array]] = {
     "Conv": conv,
+    "LocallyConnected": locally_connected,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
     "GlobalMaxPool": global_max_pool,
+    "LpPool": lp_pool,
+    "GlobalLpPool": global_lp_pool,
     "Gemm": gemm,
     "Flatten": flatten,
     "BatchNormalization": batch_normalization,
+    "GroupNormalization": group_normalization,
+    "LayerNormalization": layer_normalization,
+    "LpNormalization": lp_normalization,
     "Affine": affine,
-    "Relu": lambda node, x: relu(x),
-    "Add": add,
-    "Mul": mul,
+    **{op: function(op) for op in FUNCTIONS},
+    "PRelu": prelu,
+    "Add": combination(np.add),
+    "Sub": combination(np.subtract),
+    "Mul": combination(np.multiply),
+    "Div": combination(np.divide),
+    "Max": combination(np.maximum),
+    "Min": combination(np.minimum),
     "Concat": lambda node, *parts: np.concatenate(parts, axis=1),
     "LRN": lrn,
     "Softmax": softmax,
+    "LogSoftmax": log_softmax,
     "ChannelShuffle": channel_shuffle,
     "Identity": lambda node, x: x,
+    "Slice": slice_,
+    "Pad": pad,
+    "Resize": resize,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "ConvTranspose": lambda node, x: activated(node, conv_transpose(node, x)),
 }
 
 

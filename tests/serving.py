@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import grpc
 import numpy as np
 
-from convserve.results import Geometry, PlanBytes, Prediction
+from convserve.results import Geometry, PlanBytes, Prediction, Predictions, RunReport
 from convserve.server import Limits, Repository, Server
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire import scene
@@ -101,8 +101,8 @@ class FakeModel:
         self._classify = classify or (lambda images, top: [[Prediction("zero", 0, 0.5)][:top]] * len(images))
         self._stream = stream or (lambda image, classes: FakeStream(rows=3))
 
-    def classify(self, images: list[Any], *, top: int = 5, cancellation: Any = None) -> list[list[Prediction]]:
-        return self._classify(images, top)
+    def classify(self, images: list[Any], *, top: int = 5, cancellation: Any = None) -> list[Predictions]:
+        return [Predictions(one, report=RunReport(PLAN, 4608, 0.25)) for one in self._classify(images, top)]
 
     def score_stream(self, image: Any, *, classes: Any = None, memory_budget: int | None = None) -> "FakeStream":
         return self._stream(image, classes)
@@ -124,6 +124,7 @@ class FakeStream:
             rows=rows, cols=cols, stride=(4, 4), window=(28, 28), classes=list(range(classes)), labels=["a"] * classes
         )
         self.plan = PLAN
+        self.allocated_bytes = PLAN.total_bytes
         self.taken = 0
         self.closed = threading.Event()
         self.released = threading.Event()
@@ -151,7 +152,7 @@ class FakeRows:
     """A row stream that gives a row of a FakeStream for every row that it is fed, and the rest at the end."""
 
     def __init__(self, stream: FakeStream) -> None:
-        self.plan = stream.plan
+        self.plan, self.allocated_bytes = stream.plan, stream.allocated_bytes
         self._stream = stream
         self._rows = iter(stream)
 

@@ -3,12 +3,14 @@
 import numpy as np
 from builder import Builder
 from hypothesis import strategies as st
+from strategies_moves import MOVES, draw_move
 
 from convserve.errors import ShapeError
+from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Volume
-from convserve.graph.ops import Window, positions
+from convserve.graph.ops import COMBINATIONS, Window, positions
 
-__all__ = ["graphs", "image", "op_graphs", "seeds", "volumes"]
+__all__ = ["draw_window", "graphs", "image", "op_graphs", "seeds", "volumes"]
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -89,12 +91,21 @@ def draw_conv(draw, build: Builder, x: str, *, padded: bool = True, max_filters:
     return build.conv(x, group * per_group, group=group, activation=draw(st.sampled_from(("", "relu"))), **window)
 
 
+def draw_locally_connected(draw, build: Builder, x: str) -> str:
+    volume = build.volumes[x]
+    group = draw(st.sampled_from(divisors(volume.channels)))
+    window = draw_window(draw, volume, pooling=False, padded=True)
+    activation = draw(st.sampled_from(("", "relu")))
+    return build.locally_connected(x, group * draw(st.integers(1, 5)), group=group, activation=activation, **window)
+
+
 def draw_pool(draw, build: Builder, x: str, op: str, *, padded: bool = True) -> str:
     """Add a pooling; without padding it is not clipped at the end either, so that windows stay whole."""
     window = draw_window(draw, build.volumes[x], pooling=True, padded=padded)
     ceil_mode = padded and draw(st.booleans())
     include = op == "AveragePool" and draw(st.booleans())
-    return build.pool(op, x, **window, ceil_mode=ceil_mode, count_include_pad=include)
+    more = {"p": draw(st.integers(1, 4))} if op == "LpPool" else {}
+    return build.pool(op, x, **window, ceil_mode=ceil_mode, count_include_pad=include, **more)
 
 
 def draw_lrn(draw, build: Builder, x: str) -> str:
@@ -135,6 +146,24 @@ def draw_residual(draw, build: Builder, x: str, *, padded: bool = True) -> str:
     return build.join("Add", x, branch, *others, activation=activation)
 
 
+PARAMETERS = {
+    "alpha": st.sampled_from((0.01, 0.2, 1.0, 1.702)),
+    "beta": st.sampled_from((0.5, 0.4)),
+    "gamma": st.sampled_from((1.0, 1.0507)),
+    "min": st.sampled_from((0.0, -1.0, -0.25)),
+    "max": st.sampled_from((6.0, 0.5, 1.0)),
+    "exponent": st.sampled_from((2.0, 0.5, -1.0, 0.75, 3.0, 1.7, 0.0, -0.3, 10.0)),
+}
+
+
+def draw_activation(draw, build: Builder, x: str, op: str) -> str:
+    """Add an activation under any parameters; some that may be left out are."""
+    if op == "PRelu":
+        return build.activation(op, x)
+    given = [name for name, default in ACTIVATIONS[op].parameters.items() if default is None or draw(st.booleans())]
+    return build.activation(op, x, **{name: draw(PARAMETERS[name]) for name in given})
+
+
 def draw_concat(draw, build: Builder, x: str, tensors: list[str], *, padded: bool = True) -> str:
     """Join x with tensors of its height and width, dense-block style or any, possibly the same one twice."""
     volume = build.volumes[x]
@@ -155,10 +184,20 @@ def draw_concat(draw, build: Builder, x: str, tensors: list[str], *, padded: boo
 def draw_one_input(draw, build: Builder, x: str, op: str) -> str:
     """Add an operation without a window that reads one tensor."""
     volume = build.volumes[x]
+    if op in ACTIVATIONS or op == "PRelu":
+        return draw_activation(draw, build, x, op)
     if op == "Affine":
         return build.affine(x, activation=draw(st.sampled_from(("", "relu"))))
     if op == "BatchNormalization":
         return build.batch_normalization(x)
+    if op == "GroupNormalization":
+        return build.normalization(op, x, group=draw(st.sampled_from(divisors(volume.channels))))
+    if op == "LayerNormalization":
+        return build.normalization(op, x, epsilon=draw(st.sampled_from((1e-5, 1e-3))))
+    if op == "LpNormalization":
+        return build.simple(op, x, p=draw(st.integers(1, 2)), epsilon=draw(st.sampled_from((1e-12, 0.5))))
+    if op == "GlobalLpPool":
+        return build.simple(op, x, p=draw(st.integers(1, 3)))
     if op == "LRN":
         return draw_lrn(draw, build, x)
     if op == "Gemm":
@@ -183,9 +222,11 @@ def op_graphs(draw, op: str, *, max_channels: int = 40, max_size: int = 18) -> G
             attrs, shape = build.nodes[-1].attrs, build.nodes[-1].params["weight"].shape
             params = {"weight": build.draw(shape, int(np.prod(shape[1:]))), "bias": build.draw(shape[:1], 50)}
             y = build.add_node("Conv", (x, build.affine(y)), dict(attrs), params)
-    elif op in ("MaxPool", "AveragePool"):
+    elif op in ("MaxPool", "AveragePool", "LpPool"):
         y = draw_pool(draw, build, x, op)
-    elif op in ("Add", "Mul"):
+    elif op == "LocallyConnected":
+        y = draw_locally_connected(draw, build, x)
+    elif op in COMBINATIONS:
         others = [draw(st.sampled_from(("same", "itself", "1x1", "row"))) for _ in range(draw(st.integers(1, 2)))]
         made = {
             "same": lambda: build.affine(x),
@@ -198,13 +239,18 @@ def op_graphs(draw, op: str, *, max_channels: int = 40, max_size: int = 18) -> G
     elif op == "Concat":
         others = [build.affine(x), build.conv(x, draw(st.integers(1, 20)), 1), x]
         y = build.join(op, *draw(st.lists(st.sampled_from(others), min_size=2, max_size=4)))
+    elif op in MOVES:
+        y = draw_move(draw, build, x, op)
     else:
         y = draw_one_input(draw, build, x, op)
     return build.graph(y)
 
 
-LAYERS = ("Conv", "Conv", "MaxPool", "AveragePool", "residual", "concat", "concat", "gate", "one input")
-ONE_INPUT = ("Relu", "Affine", "BatchNormalization", "LRN", "ChannelShuffle", "Identity", "Softmax")
+LAYERS = ("Conv", "Conv", "MaxPool", "AveragePool", "LpPool", "residual", "concat", "concat")
+LAYERS += ("whole", "move", "one input")
+SMOOTH = ("LeakyRelu", "PRelu", "Clip", "Swish", "HardSwish", "Gelu", "Tanh", "Mish")
+LINEAR = ("Affine", "BatchNormalization", "ChannelShuffle", "Identity")
+ONE_INPUT = ("Relu", "Relu", *SMOOTH, *LINEAR, "LayerNormalization", "LRN", "Softmax")
 
 
 @st.composite
@@ -228,7 +274,7 @@ def graphs(
     volume = draw(volumes(max_channels=6, max_size=max_size, min_size=min_size))
     build = Builder(volume, seed=draw(seeds), name="random")
     tensors = [build.input]
-    layers = tuple(layer for layer in LAYERS if not (slides and layer == "gate"))
+    layers = tuple(layer for layer in LAYERS if not (slides and layer in ("whole", "move")))
     for layer in draw(st.lists(st.sampled_from(layers), min_size=1, max_size=max_layers)):
         back = draw(st.sampled_from((0, 0, 0, 1, 2, 5)))
         x = tensors[max(len(tensors) - 1 - back, 0)]
@@ -238,14 +284,19 @@ def graphs(
             layer = "Conv"
         if layer == "Conv":
             y = draw_conv(draw, build, x, padded=padded, max_filters=max_channels)
-        elif layer in ("MaxPool", "AveragePool"):
+        elif layer in ("MaxPool", "AveragePool", "LpPool"):
             y = draw_pool(draw, build, x, layer, padded=padded)
         elif layer == "residual":
             y = draw_residual(draw, build, x, padded=padded)
         elif layer == "concat":
             y = draw_concat(draw, build, x, [x, build.affine(x)] if slides else tensors, padded=padded)
-        elif layer == "gate":
+        elif layer == "whole" and draw(st.booleans()):
             y = draw_gate(draw, build, x)
+        elif layer == "whole":
+            y = draw_one_input(draw, build, x, "GroupNormalization")
+        elif layer == "move":
+            small = build.volumes[x].values < 8000
+            y = draw_move(draw, build, x, draw(st.sampled_from(MOVES if small else ("Slice", "SpaceToDepth"))))
         else:
             y = draw_one_input(draw, build, x, draw(st.sampled_from(ONE_INPUT)))
         tensors.append(y)

@@ -21,7 +21,7 @@ from convserve.cli.main import main
 ROOT = Path(__file__).parents[1]
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT, PAGE, NET = BUNDLED / "digit.png", BUNDLED / "page.png", BUNDLED / "digits.convserve"
-COMMANDS = ("serve", "classify", "score-map", "import", "describe", "plan", "verify", "bench", "info", "demo")
+COMMANDS = ("serve", "classify", "score-map", "import", "describe", "plan", "verify", "bench", "cache", "info", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,8 @@ def test_classify_prints_labels_and_scores(capsys: pytest.CaptureFixture[str]) -
 def test_classify_here_and_on_a_server_agree(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     here = document(capsys, "classify", DIGIT, "--net", NET)
     there = document(capsys, "classify", DIGIT, "--server", address, "--model", "digits")
+    assert here["images"][0].pop("seconds") > 0
+    assert there["images"][0].pop("seconds") > 0
     assert here == there
     best = here["images"][0]["predictions"][0]
     assert (best["label"], best["index"]) == ("3", 3)

@@ -73,6 +73,7 @@ def test_no_bar_is_drawn_where_stderr_is_no_terminal(
         (["--memory-budget", "1KiB"], "budget"),
         (["--stride", "3"], "stride"),
         (["--class", "eleven"], "eleven"),
+        (["--fit", "pad"], "--fit cannot be given together with --server"),
     ],
 )
 def test_what_a_server_refuses_is_one_line_and_exit_code_1(

@@ -12,10 +12,10 @@ from PIL import Image
 import convserve
 from convserve.cli.main import main
 from convserve.cli.verify import compare
-from convserve.formats.container import write_container
+from convserve.formats.container_writer import write_container
 from convserve.graph.ir import Volume
 from convserve.model import Model
-from convserve.results import PlanBytes, ScoreMap
+from convserve.results import PlanBytes, RunReport, ScoreMap
 
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT, PAGE, NET = BUNDLED / "digit.png", BUNDLED / "page.png", BUNDLED / "digits.convserve"
@@ -48,9 +48,9 @@ def reports(capsys: pytest.CaptureFixture[str], *argv: Any) -> list[dict[str, An
 def score_map(scores: Any) -> ScoreMap:
     array = np.asarray(scores, np.float32)
     rows, cols, classes = array.shape
-    return ScoreMap(
-        rows=rows, cols=cols, stride=(2, 2), window=(4, 4), classes=list(range(classes)), scores=array, plan=PlanBytes()
-    )
+    classes = list(range(classes))
+    report = RunReport(PlanBytes(), 0, 0.0)
+    return ScoreMap(rows=rows, cols=cols, stride=(2, 2), window=(4, 4), classes=classes, scores=array, report=report)
 
 
 def test_an_exact_network_has_the_bits_of_its_crops(capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,7 +240,7 @@ def collected(responses: list[pb.ScoreMapResponse]) -> convserve.ScoreMap:
         if block := reader.read(response):
             collector.add(*block)
     reader.end()
-    return collector.result(reader.geometry, plan=reader.plan, seconds=reader.seconds)
+    return collector.result(reader.geometry, reader.report)
 
 
 def test_a_whole_stream_is_a_map() -> None:

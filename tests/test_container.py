@@ -11,7 +11,8 @@ from safetensors import safe_open
 import convserve
 from convserve.errors import ModelFormatError, ModelNotFoundError
 from convserve.formats import container
-from convserve.formats.container import is_container, read_container, write_container
+from convserve.formats.container import is_container, read_container
+from convserve.formats.container_writer import write_container
 from convserve.formats.onnx import load_onnx
 from convserve.formats.packing import pack_graph, unpack_graph
 from convserve.graph.ir import Graph, Node, Volume
@@ -87,11 +88,11 @@ def test_places_are_aligned_and_arrays_are_views_of_the_mapping(tmp_path: Path) 
     target = tmp_path / "net.convserve"
     write_container(target, every_operation())
     read = read_container(target)
-    first = read.mapping.ctypes.data
+    first = read.content.ctypes.data
     for node in read.graph.nodes:
         places = [array.ctypes.data - first for array in node.params.values()]
         assert all(place % 64 == 0 for place in places)
-        assert all(0 < place < read.mapping.size for place in places)
+        assert all(0 < place < read.content.size for place in places)
         if places:
             assert min(places) % 4096 == 0
         for array in node.params.values():

@@ -7,13 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from container_files import in_graph, rewrite_header, setting, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve.errors import ModelFormatError
-from convserve.formats.container import read_container, write_container
+from convserve.formats.container import read_container
+from convserve.formats.container_writer import write_container
+from convserve.formats.packing import Packing
+from convserve.formats.storage import WEIGHT_TYPES
 from convserve.images import Preprocess
 
 
@@ -33,11 +37,11 @@ HEADER_LIES: list[tuple[str, Callable[[Any], None], str]] = [
     ("no version", setting(..., "__metadata__", "format_version"), "format_version is ''"),
     ("version no number", setting("1.5", "__metadata__", "format_version"), "format_version is '1.5'"),
     ("version 0", setting("0", "__metadata__", "format_version"), "format_version is '0'"),
-    ("version from the future", setting("2", "__metadata__", "format_version"), "format version 2, from a newer"),
+    ("version from the future", setting("3", "__metadata__", "format_version"), "format version 3, from a newer"),
     ("no graph", setting(..., "__metadata__", "graph"), "metadata lack the graph"),
     ("tensor no object", setting(3, FIRST), "'conv0.panels' is no JSON object"),
-    ("unknown dtype", setting("F8_E4M3", FIRST, "dtype"), "dtype 'F8_E4M3'; allowed: F32, U8"),
-    ("dtype no text", setting(["F32"], FIRST, "dtype"), "allowed: F32, U8"),
+    ("unknown dtype", setting("F8_E4M3", FIRST, "dtype"), "dtype 'F8_E4M3'; allowed in format version 1: F32, U8"),
+    ("dtype no text", setting(["F32"], FIRST, "dtype"), "allowed in format version 1: F32, U8"),
     ("other dtype", setting("U8", FIRST, "dtype"), "takes 144 bytes, but has 576"),
     ("shape no list", setting(144, FIRST, "shape"), "shape 144; it must be"),
     ("shape negative", setting([-1, -1, 9, 16], FIRST, "shape"), "it must be at most 8 sizes above 0"),
@@ -184,13 +188,47 @@ def test_bytes_behind_the_last_tensor_are_refused(path: Path) -> None:
         read_container(path)
 
 
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    target = tmp_path / "half.convserve"
+    preprocess = Preprocess(channels="gray", mean=np.ones((12, 12, 1), np.float32))
+    write_container(target, small(), preprocess=preprocess, packing=Packing(weights="fp16"))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setting("1", "__metadata__", "format_version"), "dtype 'F16'; allowed in format version 1: F32, U8"),
+        (setting("F32", FIRST, "dtype"), "takes 576 bytes, but has 288"),
+        (setting("F16", SECOND, "dtype"), "takes 32 bytes, but has 64"),
+        (in_graph(setting("conv2.bias_panels", "nodes", 0, "params", "panels")), "panels has shape"),
+        (in_graph(setting(FIRST, "nodes", 0, "params", "bias_panels")), "bias_panels is float16; it must be float32"),
+        (in_graph(setting(FIRST, "nodes", 3, "params", "scale")), "scale is float16; it must be float32"),
+        (
+            setting('{"mean": {"tensor": "conv0.panels"}}', "__metadata__", "preprocessing"),
+            "mean is the tensor 'conv0.panels', which must be float32",
+        ),
+    ],
+)
+def test_lies_about_halves_are_refused(halves: Path, change: Callable[[Any], None], message: str) -> None:
+    rewrite_header(halves, change)
+    with pytest.raises(ModelFormatError, match=message):
+        read_container(halves)
+
+
+def test_halves_of_the_other_kind_are_a_change_of_values_and_no_lie(halves: Path) -> None:
+    rewrite_header(halves, setting("BF16", FIRST, "dtype"))
+    assert read_container(halves).graph.nodes[0].params["panels"].dtype == np.uint16
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_header_with_random_damage_is_read_or_refused_and_never_anything_else(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     target = tmp_path_factory.mktemp("damage") / "net.convserve"
-    write_container(target, small())
+    write_container(target, small(), packing=Packing(weights=data.draw(st.sampled_from(list(WEIGHT_TYPES)))))
     content = bytearray(target.read_bytes())
     length = struct.unpack("<Q", content[:8])[0]
     for _ in range(data.draw(st.integers(1, 4))):

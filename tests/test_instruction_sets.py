@@ -15,7 +15,9 @@ from strategies import image
 
 import convserve
 from convserve.errors import SettingError
+from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Node, Volume
+from convserve.graph.ops import COMBINATIONS
 from convserve.kernels import dispatch
 
 FMA_ISAS = [isa for isa in ISAS if isa != "portable"]
@@ -75,10 +77,15 @@ def test_depthwise_convolution_is_one_chain_over_its_taps(isa):
         assert np.array_equal(got[:, [channel]], chain(alone, x[:, [channel]], isa))
 
 
+def parameters_of(op: str) -> dict[str, float]:
+    return dict.fromkeys(ACTIVATIONS[op].parameters, 0.3)
+
+
 def everything(channels: int, width: int) -> Graph:
     """Every kind of kernel over some number of channels and pixels."""
     build = Builder(Volume(channels, 5, width), seed=channels * 100 + width)
     x = build.input
+    pooled = build.simple("GlobalAveragePool", x)
     shown = [
         build.conv(x, channels + 3, 3, pads=1, activation="relu"),
         build.conv(x, channels, 3, pads=1, group=channels),
@@ -88,9 +95,20 @@ def everything(channels: int, width: int) -> Graph:
         build.lrn(x, 5, alpha=0.3),
         build.lrn(x, 4, alpha=0.3, beta=0.6),
         build.simple("Softmax", x),
-        build.simple("GlobalAveragePool", x),
+        build.locally_connected(x, channels, (3, 1), pads=(1, 0, 1, 0), activation="relu"),
+        build.simple("LogSoftmax", x),
+        build.normalization("LayerNormalization", x),
+        build.normalization("GroupNormalization", x, group=1),
+        build.normalization("GroupNormalization", x, group=channels),
+        build.simple("LpNormalization", x, p=2, epsilon=1e-12),
+        build.pool("LpPool", x, 3, pads=1, p=2),
+        build.pool("LpPool", x, (2, min(width, 2)), p=3),
+        build.activation("PRelu", x),
+        *(build.activation(op, x, **parameters_of(op)) for op in ACTIVATIONS),
+        *(build.join(op, x, x, activation="relu") for op in COMBINATIONS),
+        pooled,
     ]
-    shown.append(build.join("Concat", build.join("Add", x, shown[1]), build.join("Mul", x, shown[8]), shown[0]))
+    shown.append(build.join("Concat", build.join("Add", x, shown[1]), build.join("Mul", x, pooled), shown[0]))
     return build.graph(*shown)
 
 

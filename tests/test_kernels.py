@@ -13,22 +13,78 @@ from runs import ISAS, run, settings
 from strategies import image, op_graphs, seeds
 
 from convserve.errors import SettingError
+from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Volume
 from convserve.graph.ops import OPS
 from convserve.kernels import dispatch
 
 FEW = hypothesis_settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+FEWER = hypothesis_settings(FEW, max_examples=8)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("op", sorted(OPS))
-@FEW
-@given(data=st.data())
-def test_op_is_within_its_bound(op, isa, data):
+def check_op(op: str, isa: str, data: st.DataObject) -> None:
     graph = data.draw(op_graphs(op))
     x = image(graph, batch=data.draw(st.integers(1, 3)), seed=data.draw(seeds))
     with settings(ISA=isa, POISON=1):
         assert_within(graph, x, run(graph, x, threads=data.draw(st.integers(1, 2))))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", sorted(OPS.keys() - ACTIVATIONS))
+@FEW
+@given(data=st.data())
+def test_op_is_within_its_bound(op, isa, data):
+    check_op(op, isa, data)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", sorted(ACTIVATIONS))
+@FEWER
+@given(data=st.data())
+def test_activation_is_within_its_bound(op, isa, data):
+    check_op(op, isa, data)
+
+
+def drawn_parameters(op: str) -> dict[str, float]:
+    usual = {"alpha": 0.3, "beta": 0.45, "gamma": 1.05, "min": -0.3, "max": 6.0, "exponent": 1.7}
+    return {name: usual[name] for name in ACTIVATIONS[op].parameters}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", sorted(ACTIVATIONS))
+def test_activation_over_the_range_of_its_argument(op, isa):
+    small = 2.0 ** np.arange(-100, 4, 0.37)
+    far = np.array([1e4, 1e10, 3e18])
+    values = np.concatenate([np.linspace(-110, 110, 1801), small, -small, [0.0], far, -far])
+    build = Builder(Volume(33, 1, len(values) // 33 + 1))
+    x = np.resize(values, (1, 33, 1, len(values) // 33 + 1)).astype(np.float32)
+    graph = build.graph(build.activation(op, build.input, **drawn_parameters(op)))
+    with settings(ISA=isa):
+        assert_within(graph, x, run(graph, x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("op", "values", "expected"),
+    [
+        ("Sigmoid", [-np.inf, np.inf, 0.0], [0, 1, 0.5]),
+        ("Tanh", [-np.inf, np.inf, 0.0], [-1, 1, 0]),
+        ("Erf", [-np.inf, np.inf, 0.0], [-1, 1, 0]),
+        ("Softplus", [-np.inf, np.inf], [0, np.inf]),
+        ("Exp", [-np.inf, np.inf, 0.0, 89.0], [0, np.inf, 1, np.inf]),
+        ("Log", [0.0, np.inf, 1.0], [-np.inf, np.inf, 0]),
+        ("Clip", [-np.inf, np.inf], [-0.3, 6]),
+        ("Sign", [-np.inf, np.inf, 0.0], [-1, 1, 0]),
+        ("Mish", [np.inf, 1e30], [np.inf, 1e30]),
+        ("Swish", [np.inf, -1e30], [np.inf, 0]),
+    ],
+)
+def test_activation_of_extreme_values(op, values, expected, isa):
+    build = Builder(Volume(len(values), 1, 1))
+    graph = build.graph(build.activation(op, build.input, **drawn_parameters(op)))
+    with settings(ISA=isa):
+        (got,) = run(graph, np.array(values, np.float32)[None, :, None, None])
+    assert np.array_equal(got.reshape(-1), np.array(expected, np.float32))
 
 
 def large_graphs() -> dict[str, Graph]:
@@ -91,7 +147,7 @@ def test_softmax_of_extreme_values(isa):
         assert one_row("Softmax", [0.0, -np.inf]).tolist() == [1, 0]
         small = one_row("Softmax", [0.0, -80.0, -87.0, -95.0, -103.0])
         oracle = np.exp([0.0, -80.0, -87.0, -95.0, -103.0])
-        np.testing.assert_allclose(small, oracle, rtol=1e-5, atol=2e-45)
+        np.testing.assert_allclose(small, oracle, rtol=1e-5, atol=1.2e-38)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -115,9 +115,9 @@ def test_the_mean_over_height_and_width_is_global_pooling(opset, axes, keepdims)
     assert graph.outputs[0].shape == (None if keepdims else (3,))
 
 
-@pytest.mark.parametrize("axes", [[1], [2], [1, 2, 3]])
+@pytest.mark.parametrize("axes", [[1], [1, 2], [1, 2, 3]])
 def test_the_mean_over_other_axes_is_refused(axes):
-    with pytest.raises(UnsupportedOpError, match="over height and width"):
+    with pytest.raises(UnsupportedOpError, match="supported are height and width"):
         load_onnx(made(("ReduceMean", "x", "y", {"axes": axes}), opset=13))
 
 
@@ -269,26 +269,24 @@ def test_relu_on_flattened_values_stays_before_the_flattening():
 
 
 REFUSED = [
-    (made(("Tanh", "x", "y")), "Tanh 'y' is not supported; supported are: Add, AveragePool"),
+    (made(("Det", "x", "y")), "Det 'y' is not supported; supported are: Abs, Add, AveragePool"),
     (made(("Conv", "x x", "y")), "depends on the image"),
     (made(("Conv", "x w", "y"), weights={"w": drawn(4, 3, 3)}), r"\(M, C, kh, kw\)"),
     (made(("Add", "x c", "y"), weights={"c": drawn(3, 8, 8)}), "differs from pixel to pixel"),
     (made(("Add", "x c", "y"), weights={"c": drawn(1, 1, 3, 1, 1)}), "larger"),
     (made(("Add", "x c", "y"), weights={"c": drawn(2, 3, 1, 1)}), "one value per channel"),
-    (made(("Div", "c x", "y"), weights={"c": drawn(1)}), "divides a constant by a tensor"),
-    (made(("Sub", "x x", "y")), "supported there: Add, Mul, Sum"),
     (made(("Concat", "x x", "y", {"axis": 2})), "supported is axis 1"),
     (made(("Flatten", "x", "y", {"axis": 2})), "mixes images"),
     (made(("Flatten", "x", "f"), ("Gemm", "f m", "y", {"transA": 1}), weights={"m": drawn(1, 4)}), "transA"),
     (made(("MatMul", "x m", "y"), weights={"m": drawn(8, 4)}), r"supported is \(N, values\)"),
-    (made(("Transpose", "x", "y", {"perm": [0, 2, 3, 1]})), "reorders"),
+    (made(("Transpose", "x", "y", {"perm": [0, 3, 2, 1]})), "reorders"),
     (made(("Reshape", "x s", "y"), weights={"s": np.array([-1, 8])}), "does not keep the batch"),
     (made(("Reshape", "x s", "y"), shape=(4, 3, 8, 8), weights={"s": np.array([1, -1])}), "does not keep the batch"),
     (made(("MaxPool", "x", ("p", "y"), {"kernel_shape": [2, 2]})), "only the first output"),
     (made(("Dropout", "x r t", "y"), weights={"r": np.float32(0.5), "t": np.array(True)}), "training mode"),
     (made(("Squeeze", "x a", "y"), shape=(1, 3, 8, 8), weights={"a": np.array([0])}), "the batch"),
     (made(("Cast", "x", "y", {"to": 7})), "casts to type 7"),
-    (made(("Sqrt", "x", "y")), "supported on constants only"),
+    (made(("Ceil", "x", "y")), "supported on constants only"),
     (made(("Sin", "c", "s"), ("Add", "x s", "y"), weights={"c": drawn(3, 1, 1)}), "is not supported"),
     (made(("Relu", "c", "s"), ("Add", "x s", "y"), weights={"c": drawn(3, 1, 1)}), "reads constants only"),
     (made(("Identity", "c", "y"), weights={"c": drawn(3)}), "needs 0 inputs"),

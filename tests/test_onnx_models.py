@@ -93,6 +93,8 @@ def test_random_networks_survive_the_journey_through_onnx(graph, seed):
     tensors = evaluate(graph, x)
     if any(node.op == "Flatten" and tensors[node.output].shape[2:] != (1, 1) for node in graph.nodes):
         return
+    if any(len(set(node.attrs.get("blocksize", ()))) > 1 for node in graph.nodes):
+        return  # ONNX's blocks are square
     imported = load_onnx(to_onnx(graph).SerializeToString())
     for network in (imported, rewrite(imported, window=None)):
         shown = evaluate_outputs(network, x)

@@ -29,8 +29,10 @@ MIB = 1 << 20
 @st.composite
 def layouts(draw, graph: Graph) -> Layout:
     operations = len(make_plan(graph, graph.input_volume.height, graph.input_volume.width).program.operations)
-    cuts = draw(st.lists(st.integers(1, operations), max_size=4, unique=True))
-    return Layout(tuple(sorted(cuts)), draw(st.integers(1, 9)))
+    cuts = tuple(sorted(draw(st.lists(st.integers(1, operations), max_size=4, unique=True))))
+    rows = st.integers(1, 9)
+    heights = st.lists(rows, min_size=len(cuts) + 1, max_size=len(cuts) + 1).map(tuple)
+    return Layout(cuts, draw(rows | heights), group_tiles=draw(st.sampled_from((1, 5, 14, 56))))
 
 
 # ---- random networks

@@ -49,6 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, size in (("cat.jpg", (300, 260)), ("dog.jpg", (260, 300)), ("street.jpg", (520, 400))):
         Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    # where `convserve calibrate` stores what it measures
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path
 
 
@@ -67,12 +69,20 @@ def commands() -> list[list[str]]:
 
 
 def test_the_python_example_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [code] = [block for block in blocks("python") if "convserve.load" in block]
+    [code] = [block for block in blocks("python") if "convserve.load(" in block]
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "class " in printed
     assert f"{CLASSES})" in printed
     assert "(0, 160, 224, 384) (32, 32) exact" in printed
+
+
+def test_the_built_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = [block for block in blocks("python") if "convserve.build(" in block]
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "classifier.2" in printed
+    assert "lenet: 1 image(s) of 1024x1024" in printed
 
 
 def test_the_client_example_runs(served: str, capsys: pytest.CaptureFixture[str]) -> None:

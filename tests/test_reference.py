@@ -9,7 +9,7 @@ from onnx_writer import runtime_outputs
 from reference import ORACLES, crops, evaluate, evaluate_outputs
 from strategies import graphs, image, op_graphs, seeds
 
-from convserve.graph.ir import Graph, Volume
+from convserve.graph.ir import Graph, Node, Volume
 from convserve.graph.ops import OPS, infer_volumes
 
 FEW = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
@@ -17,8 +17,8 @@ FEW = settings(deadline=None, max_examples=60, suppress_health_check=list(Health
 
 def assert_close(got: np.ndarray, oracle: np.ndarray, *, tolerance: float = 2e-5) -> None:
     assert got.shape == oracle.shape
-    largest = max(np.abs(oracle).max(initial=0.0), 1.0)
-    assert np.abs(got - oracle).max(initial=0.0) <= tolerance * largest
+    largest = max(np.abs(oracle[np.isfinite(oracle)]).max(initial=0.0), 1.0)
+    np.testing.assert_allclose(got, oracle, rtol=0, atol=tolerance * largest)
 
 
 def runtime_can(graph: Graph) -> bool:
@@ -39,8 +39,32 @@ def runtime_can(graph: Graph) -> bool:
                     return False
         if node.op == "LRN" and node.attrs["size"] % 2 == 0:
             return False
+        if not moves_as_runtime(node, volumes[node.inputs[0]]):
+            return False
         if node.op == "Flatten" and (out.height, out.width) != (1, 1):
             return False
+    return True
+
+
+def moves_as_runtime(node: Node, x: Volume) -> bool:
+    """Whether ONNX Runtime has a move as ONNX describes it; where it does not, ONNX's own cases hold our oracle.
+
+    It computes coordinates in float32, which tells at ties, rounds the output's length before it aligns corners, and
+    has antialiasing of its own.
+    """
+    attrs = node.attrs
+    if node.op in ("DepthToSpace", "SpaceToDepth"):
+        down, across = attrs["blocksize"]
+        whole = x.height % down == 0 and x.width % across == 0
+        return down == across and (node.op == "DepthToSpace" or (whole and attrs["mode"] == "DCR"))
+    if node.op == "ConvTranspose":
+        return all(p < s for p, s in zip(attrs["output_padding"], attrs["strides"], strict=True))
+    if node.op == "Pad":
+        return min(attrs["pads"]) >= 0
+    if node.op == "Resize":
+        plain = attrs["coordinate_transformation_mode"] in ("half_pixel", "pytorch_half_pixel", "asymmetric")
+        dyadic = all(scale and scale * 4 == int(scale * 4) for scale in attrs["scales"])
+        return plain and dyadic and not attrs["antialias"] and not attrs["exclude_outside"]
     return True
 
 
@@ -48,7 +72,7 @@ def test_every_op_has_an_oracle():
     assert set(ORACLES) == set(OPS)
 
 
-@pytest.mark.parametrize("op", sorted(OPS))
+@pytest.mark.parametrize("op", sorted(OPS.keys() - {"LocallyConnected"}))  # which ONNX has not
 @FEW
 @given(data=st.data())
 def test_op_agrees_with_onnx_runtime(op, data):

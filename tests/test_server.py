@@ -70,8 +70,9 @@ def test_classify_answers_as_the_model_does(model: convserve.Model, stub: Convse
         assert [(one.label, one.index, one.score) for one in classification.predictions] == [
             (one.label, one.index, one.score) for one in local
         ]
-    plan = model.plan(28, 28)
+    plan = model.plan(28, 28, batch=2)
     assert (response.plan.arena, response.plan.scratch) == (plan.arena_bytes, plan.scratch_bytes)
+    assert response.measured_bytes == plan.total_bytes
     assert response.plan.weights == plan.weight_bytes > 0
     assert response.seconds > 0
 

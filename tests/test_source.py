@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "dense": GROUND | {"graph", "plan", "engine"},
     "model": GROUND | {"graph", "formats", "images", "plan", "engine", "dense"},
     "loading": GROUND | {"graph", "formats", "images", "model"},
+    "onnx_backend": GROUND | {"model", "loading"},
     "client": GROUND | {"wire", "images"},
     "server": GROUND | {"wire", "images", "dense", "model", "loading"},
     "cli": GROUND

@@ -1,5 +1,6 @@
 """Winograd layers: near the oracle, the same bits for every way to run, chosen by shape alone, kept in containers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,33 @@ import convserve
 from convserve.engine.engine import Engine
 from convserve.errors import ModelFormatError
 from convserve.formats.algorithms import takes_winograd
-from convserve.formats.container import read_container, write_container
+from convserve.formats.container import read_container
+from convserve.formats.container_writer import write_container
 from convserve.formats.packing import pack_winograd
 from convserve.graph.ir import Graph, Node, Output, Volume
 from convserve.plan.layout import Layout
 
 
-def conv(name: str, inputs: tuple[str, ...], channels: int, filters: int, *, pad: int = 1, seed: int = 0) -> Node:
+def conv(
+    name: str,
+    inputs: tuple[str, ...],
+    channels: int,
+    filters: int,
+    *,
+    pad: int = 1,
+    seed: int = 0,
+    kernel: int = 3,
+    group: int = 1,
+) -> Node:
     random = np.random.default_rng(seed)
-    weight = random.standard_normal((filters, channels, 3, 3)) * np.sqrt(2 / 9 / channels)
+    inputs_of_one = channels // group * kernel**2
+    weight = random.standard_normal((filters, channels // group, kernel, kernel)) * np.sqrt(2 / inputs_of_one)
     attrs = {
-        "kernel_shape": (3, 3),
+        "kernel_shape": (kernel, kernel),
         "strides": (1, 1),
         "pads": (pad, pad, pad, pad),
         "dilations": (1, 1),
-        "group": 1,
+        "group": group,
         "auto_pad": "NOTSET",
         "activation": "relu",
     }
@@ -46,15 +59,28 @@ def three_layers(height: int, width: int, middle: int) -> Graph:
     return Graph("three", "x", Volume(64, height, width), nodes, [Output("c", "c")])
 
 
+def larger_filters_and_groups(height: int, width: int, middle: int) -> Graph:
+    """5x5 in one group, 3x3 in two groups with a residual sum, 5x5 unpadded in two groups."""
+    nodes = [
+        conv("a", ("x",), 64, 2 * middle, pad=2, kernel=5, seed=1),
+        conv("b", ("a", "x"), 2 * middle, 64, group=2, seed=2),
+        conv("c", ("b",), 64, 2 * 50, pad=0, kernel=5, group=2, seed=3),
+    ]
+    return Graph("larger", "x", Volume(64, height, width), nodes, [Output("c", "c")])
+
+
 def images(graph: Graph, count: int) -> np.ndarray:
     volume = graph.input_volume
     return np.random.default_rng(4).standard_normal((count, 64, volume.height, volume.width)).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [(16, 16, 64), (17, 23, 80), (30, 19, 65)])
+@pytest.mark.parametrize("layers", [three_layers, larger_filters_and_groups])
 @pytest.mark.parametrize("isa", ISAS)
-def test_near_the_oracle_and_the_same_bits_for_every_way_to_run(isa: str, size: tuple[int, int, int]) -> None:
-    graph = three_layers(*size)
+def test_near_the_oracle_and_the_same_bits_for_every_way_to_run(
+    isa: str, layers: Callable[..., Graph], size: tuple[int, int, int]
+) -> None:
+    graph = layers(*size)
     x = images(graph, 3)
     with settings(ISA=isa):
         model = convserve.load(graph, threads=1)
@@ -76,8 +102,9 @@ def test_near_the_oracle_and_the_same_bits_for_every_way_to_run(isa: str, size: 
 
 
 @pytest.mark.skipif(not {"avx2", "avx512"} <= set(ISAS), reason="this machine has not both AVX2 and AVX-512")
-def test_avx2_and_avx512_agree_bit_for_bit() -> None:
-    graph = three_layers(17, 23, 80)
+@pytest.mark.parametrize("layers", [three_layers, larger_filters_and_groups])
+def test_avx2_and_avx512_agree_bit_for_bit(layers: Callable[..., Graph]) -> None:
+    graph = layers(17, 23, 80)
     x = images(graph, 1)
     found = []
     for isa in ("avx2", "avx512"):
@@ -93,18 +120,30 @@ def test_gemm_switches_it_off() -> None:
     assert {operation.kind for operation in model.plan(16, 16).program.operations} == {"Read", "Conv", "Write"}
 
 
-@given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 99))
+def times_points(kernel: int) -> np.ndarray:
+    """Return G: the powers of each point over the product of its distances to the others, and infinity."""
+    points = [0, 1, -1, 2, -2]
+    rows = [
+        [point**k / np.prod([point - other for other in points if other != point]) for k in range(kernel)]
+        for point in points
+    ]
+    return np.array([*rows, [0] * (kernel - 1) + [1]])
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.sampled_from((3, 5)), st.integers(1, 3), st.integers(0, 99))
 @hypothesis_settings(deadline=None, max_examples=30)
-def test_transformed_weights_are_the_formula(outputs: int, channels: int, seed: int) -> None:
-    weight = np.random.default_rng(seed).standard_normal((outputs, channels, 3, 3)).astype(np.float32)
-    half = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
-    g = [*half, [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-    panels = pack_winograd(weight)
-    assert panels.shape == (36, -(-outputs // 16), channels, 16)
-    for n in range(outputs):
+def test_transformed_weights_are_the_formula(outputs: int, channels: int, kernel: int, group: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).standard_normal((group * outputs, channels, kernel, kernel))
+    weight = weight.astype(np.float32)
+    g = times_points(kernel)
+    panels = pack_winograd(weight, group)
+    per_group = -(-outputs // 16)
+    assert panels.shape == (36, group * per_group, channels, 16)
+    for n in range(group * outputs):
+        panel, lane = n // outputs * per_group + n % outputs // 16, n % outputs % 16
         for c in range(channels):
-            expected = np.array(g) @ weight[n, c].astype(np.float64) @ np.array(g).T
-            assert np.allclose(panels[:, n // 16, c, n % 16].reshape(6, 6), expected, rtol=1e-6, atol=1e-7)
+            expected = g @ weight[n, c].astype(np.float64) @ g.T
+            assert np.allclose(panels[:, panel, c, lane].reshape(6, 6), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +154,22 @@ def test_transformed_weights_are_the_formula(outputs: int, channels: int, seed: 
         ({}, 11, False),
         ({"strides": (2, 2)}, 28, False),
         ({"dilations": (2, 2), "pads": (2, 2, 2, 2)}, 28, False),
-        ({"group": 2}, 28, False),
     ],
 )
 def test_the_rule_is_of_the_shape_alone(change: dict, size: int, taken: bool) -> None:
     node = conv("a", ("x",), 64, 64)
     node.attrs |= change
     assert takes_winograd(node, Volume(64, size, size)) is taken
+
+
+def test_larger_filters_and_groups_are_taken_by_the_channels_of_a_group() -> None:
+    assert takes_winograd(conv("a", ("x",), 16, 16, kernel=5), Volume(16, 6, 6))
+    assert not takes_winograd(conv("a", ("x",), 16, 16, kernel=5), Volume(16, 5, 6))
+    assert not takes_winograd(conv("a", ("x",), 15, 16, kernel=5), Volume(16, 6, 6))
+    assert takes_winograd(conv("a", ("x",), 64, 64, group=2), Volume(64, 12, 12))
+    assert not takes_winograd(conv("a", ("x",), 64, 64, group=4), Volume(64, 12, 12))
+    assert not takes_winograd(conv("a", ("x",), 64, 64, kernel=7), Volume(64, 28, 28))
+    assert not takes_winograd(conv("a", ("x",), 64, 64, group=64), Volume(64, 28, 28))
 
 
 def test_few_channels_and_small_sides_are_left_to_the_gemm() -> None:

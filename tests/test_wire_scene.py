@@ -135,6 +135,8 @@ DESCRIPTION = {
     "stuck_at": "",
     "values": 1 << 33,
     "activation_bytes": 1 << 35,
+    "weight_type": "bf16",
+    "weight_bytes": 1 << 33,
     "weights": 5,
     "parameters": 6,
     "flops": 1 << 50,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.formats.container import write_container
+from convserve.formats.container_writer import write_container
 from convserve.graph.ir import Graph, Node, Output, Volume
 from convserve.images import Preprocess
 from training.digits import FIELD, LABELS

@@ -15,18 +15,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUNDLED",
+    "FITS",
     "add_command",
+    "add_fit",
+    "add_net",
     "add_run_options",
     "add_where",
     "byte_count",
     "count",
     "load_net",
+    "open_net",
     "remote_client",
     "size_pair",
 ]
 
 BUNDLED = Path(__file__).parents[1] / "bundled" / "digits.convserve"
 """The network that comes with convserve: handwritten digits, 28x28."""
+
+FITS = ("floor", "error", "pad", "crop")
+"""What --fit takes, as load(fit=) does."""
+
+_NET = "ONNX file, .convserve container, built-in network (vgg16, resnet50, ...) or pattern (INPUT[32x32x3] -> ...)"
 
 
 def add_command(commands: Any, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
@@ -42,13 +51,31 @@ def add_command(commands: Any, name: str, *, help: str, example: str) -> argpars
     return parser
 
 
+def add_net(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add the argument NET: the network's file, or what open_net builds (default: the bundled one)."""
+    if required:
+        parser.add_argument("net", metavar="NET", help=_NET)
+    else:
+        parser.add_argument("net", nargs="?", metavar="NET", help=f"{_NET} (default: the bundled digits)")
+
+
+def add_fit(parser: argparse.ArgumentParser) -> None:
+    """Add --fit."""
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        default="floor",
+        help="where strides do not fit a volume: round down (default), refuse, pad it, or crop it",
+    )
+
+
 def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
     """Add --net and --server, of which one may be given, and --model, --token, --tls, --timeout (infinity: no limit).
 
     remote_client() makes the client that they ask for.
     """
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--net", metavar="NET", help="ONNX file or .convserve container (default: the bundled digits)")
+    where.add_argument("--net", metavar="NET", help=f"{_NET} (default: the bundled digits)")
     where.add_argument("--server", metavar="HOST:PORT", help="ask a server instead of running here")
     parser.add_argument("--model", default="", help="with --server: the model's name there (default: its only one)")
     said = "no limit" if math.isinf(timeout) else f"{timeout:g}"
@@ -71,6 +98,8 @@ def remote_client(args: argparse.Namespace) -> "Client":
 
     if args.threads is not None:
         raise InputError("--threads cannot be given together with --server, whose threads are its own")
+    if args.fit != "floor":
+        raise InputError("--fit cannot be given together with --server, whose networks are loaded already")
     token = None
     if args.token is not None:
         try:
@@ -81,18 +110,46 @@ def remote_client(args: argparse.Namespace) -> "Client":
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add --threads and --memory-budget."""
+    """Add --fit, --threads, --memory-budget, --no-cache and --evict-weights."""
+    add_fit(parser)
     parser.add_argument("--threads", type=count, metavar="N", help="threads of a run (default: all of this process)")
     parser.add_argument(
         "--memory-budget", type=byte_count, metavar="BYTES", help='for arena, scratch and held scores, e.g. "64MiB"'
     )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="pack the weights into private memory instead of mapping them from the cache (convserve cache)",
+    )
+    parser.add_argument(
+        "--evict-weights",
+        action="store_true",
+        help="release each layer's mapped weights after use: less resident memory, slower runs",
+    )
 
 
-def load_net(net: str | None, args: argparse.Namespace) -> "Model":
-    """Return the model of a path (None: the bundled one) with the options of add_run_options."""
-    from convserve.loading import load
+def load_net(net: str | None, args: argparse.Namespace, **options: Any) -> "Model":
+    """Return the model of a NET (None: the bundled one) with the options of add_run_options, and others of load."""
+    return open_net(
+        net,
+        fit=args.fit,
+        threads=args.threads,
+        memory_budget=args.memory_budget,
+        cache=not args.no_cache,
+        evict_weights=args.evict_weights,
+        **options,
+    )
 
-    return load(net or BUNDLED, threads=args.threads, memory_budget=args.memory_budget)
+
+def open_net(net: str | None, *, window: tuple[int, int] | None = None, **options: Any) -> "Model":
+    """Return the model of a file, a built-in network or a pattern (None: the bundled network); options of load."""
+    from convserve.loading import build, is_network, load
+
+    if net is None or not is_network(net):
+        return load(net or BUNDLED, window=window, **options)
+    if window is not None:
+        raise InputError("--window is for files that leave their input size open; a built network has its own")
+    return build(net, **options)
 
 
 def byte_count(text: str) -> int:

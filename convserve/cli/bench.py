@@ -6,7 +6,7 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from convserve.cli.arguments import add_command, add_run_options, count, load_net
+from convserve.cli.arguments import add_command, add_net, add_run_options, count, load_net
 from convserve.cli.output import plan_fields, print_json, size_text
 from convserve.errors import InputError
 
@@ -32,7 +32,7 @@ def register(commands: Any) -> None:
         help="time runs of a network on random images, and with --layers each operation beside the machine's limits",
         example="convserve bench vgg16.convserve --threads 2\nconvserve bench resnet50.onnx --layers --runs 50",
     )
-    parser.add_argument("net", nargs="?", metavar="NET", help="ONNX file or .convserve container (default: bundled)")
+    add_net(parser)
     parser.add_argument("--batch", type=count, default=1, metavar="N", help="images a run (default 1)")
     parser.add_argument("--runs", type=count, default=20, metavar="N", help="timed runs (default 20)")
     parser.add_argument("--layers", action="store_true", help="time each operation, and measure peak and bandwidth")
@@ -190,10 +190,11 @@ def _weight_bytes(operation: "Operation") -> int:
 def _executed(flops: int, operation: "Operation", plan: "Plan") -> int:
     from convserve.plan.program import WINOGRAD_POINTS
 
-    if operation.kind != "WinogradOutput":
+    if operation.node is None or operation.kind != "WinogradOutput":
         return flops
     tiles, shown = plan.program.tensors[operation.inputs[0]], plan.program.tensors[operation.output]
-    return flops * WINOGRAD_POINTS * tiles.height * tiles.width // (9 * shown.height * shown.width)
+    filter_area = operation.node.attrs["kernel_shape"][0] ** 2
+    return flops * WINOGRAD_POINTS * tiles.height * tiles.width // (filter_area * shown.height * shown.width)
 
 
 def _row_values(tensor: Any) -> int:
@@ -202,7 +203,6 @@ def _row_values(tensor: Any) -> int:
 
 def _algorithm(operation: "Operation") -> str:
     from convserve.formats.packing import is_depthwise
-    from convserve.plan.plan import packs_windows
 
     node = operation.node
     if node is None or node.op != "Conv":
@@ -211,7 +211,7 @@ def _algorithm(operation: "Operation") -> str:
         return "winograd"
     if is_depthwise(node):
         return "depthwise"
-    return "packed windows" if packs_windows(node) else "indirection"
+    return "indirection"
 
 
 def _text(found: dict[str, Any]) -> str:

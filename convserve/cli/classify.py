@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
-from convserve.cli.output import prediction_fields, prediction_lines, print_json
+from convserve.cli.output import prediction_fields, prediction_lines, print_json, report_fields
 from convserve.errors import InputError
 from convserve.progress import ProgressBar
-from convserve.results import Prediction
+from convserve.results import Predictions
 
 __all__ = ["register", "run"]
 
@@ -38,17 +38,20 @@ def run(args: argparse.Namespace) -> None:
     results = _results(args)
     if args.json:
         found = zip(args.images, results, strict=True)
-        images = [{"image": image, "predictions": list(map(prediction_fields, one))} for image, one in found]
+        images = [
+            {"image": image, "predictions": list(map(prediction_fields, one)), **report_fields(one.report)}
+            for image, one in found
+        ]
         print_json({"images": images})
         return
     for image, predictions in zip(args.images, results, strict=True):
         print("\n".join([image, *prediction_lines(predictions)]))
 
 
-def _results(args: argparse.Namespace) -> list[list[Prediction]]:
+def _results(args: argparse.Namespace) -> list[Predictions]:
     if not args.server:
         model = load_net(args.net, args)
-        return _in_groups(args, lambda images: cast(list[list[Prediction]], model.classify(images, top=args.top)))
+        return _in_groups(args, lambda images: cast(list[Predictions], model.classify(images, top=args.top)))
     if args.memory_budget is not None:
         raise InputError("--memory-budget cannot be given together with --server, whose budget is its own")
     with remote_client(args) as client:
@@ -56,10 +59,10 @@ def _results(args: argparse.Namespace) -> list[list[Prediction]]:
 
 
 def _in_groups(
-    args: argparse.Namespace, classify: Callable[[tuple[str, ...]], list[list[Prediction]]]
-) -> list[list[Prediction]]:
+    args: argparse.Namespace, classify: Callable[[tuple[str, ...]], list[Predictions]]
+) -> list[Predictions]:
     # a thousand photographs need not be in memory at once
-    results: list[list[Prediction]] = []
+    results: list[Predictions] = []
     progress = sys.stderr.isatty() and not args.json
     with ProgressBar("images", total=len(args.images), enabled=progress, unit="images") as bar:
         for begin in range(0, len(args.images), GROUP):

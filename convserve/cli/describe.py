@@ -1,10 +1,15 @@
 """convserve describe: the table of a network, layer by layer."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convserve.cli.arguments import BUNDLED, add_command, size_pair
+from convserve import settings
+from convserve.cli.arguments import add_command, add_fit, add_net, byte_count, open_net, size_pair
 from convserve.cli.output import print_json
+from convserve.errors import InputError
+
+if TYPE_CHECKING:
+    from convserve.model import Model
 
 __all__ = ["register", "run"]
 
@@ -15,19 +20,40 @@ def register(commands: Any) -> None:
         commands,
         "describe",
         help="print volume, parameters, flops, receptive field and exactness of each layer, without running",
-        example="convserve describe vgg16.onnx\nconvserve describe squeezenet.convserve --json",
+        example="convserve describe vgg16\nconvserve describe net.onnx --fit error\n"
+        "convserve describe squeezenet.convserve --memory --memory-budget 64MiB",
     )
-    parser.add_argument("net", nargs="?", metavar="NET", help="ONNX file or .convserve container (default: bundled)")
+    add_net(parser)
     parser.add_argument("--window", type=size_pair, metavar="HxW", help="input size, where the file leaves it open")
+    add_fit(parser)
+    parser.add_argument("--memory", action="store_true", help="print the bytes of each layer's weights instead")
+    parser.add_argument(
+        "--memory-budget",
+        type=byte_count,
+        metavar="BYTES",
+        help='with --memory: print the batch and the images that fit, e.g. "64MiB" (default: CONVSERVE_MEMORY_BUDGET)',
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Describe and print."""
-    from convserve.loading import load
-
-    description = load(args.net or BUNDLED, window=args.window).describe()
-    if args.json:
-        print_json(description.to_dict())
+    if args.memory_budget is not None and not args.memory:
+        raise InputError("--memory-budget is for --memory; convserve plan takes one for a run")
+    model = open_net(args.net, window=args.window, fit=args.fit)
+    if args.memory:
+        _memory(model, args.memory_budget or settings.get("MEMORY_BUDGET"), as_json=args.json)
+    elif args.json:
+        print_json(model.describe().to_dict())
     else:
-        print(description.table())
+        print(model.describe().table())
+
+
+def _memory(model: "Model", budget: int | None, *, as_json: bool) -> None:
+    weights, capacity = model.weights(), None if budget is None else model.capacity(budget)
+    if as_json:
+        print_json({**weights.to_dict(), "capacity": None if capacity is None else capacity.to_dict()})
+        return
+    print(weights.table())
+    if capacity is not None:
+        print(capacity.text())

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from convserve.cli.arguments import add_command, size_pair
+from convserve.cli.arguments import add_command, add_fit, add_net, size_pair
 from convserve.cli.output import print_json, size_text
 from convserve.errors import InputError
 
@@ -20,10 +20,11 @@ def register(commands: Any) -> None:
         example="convserve import resnet50.onnx -o resnet50.convserve --labels imagenet.txt \\\n"
         "    --resize 256 --crop 224 --scale 0.003921568627 --mean .485,.456,.406 --std .229,.224,.225",
     )
-    parser.add_argument("net", metavar="NET.onnx", help="the network")
+    add_net(parser, required=True)
     parser.add_argument("-o", "--output", required=True, metavar="NET.convserve", help="the file to write")
     parser.add_argument("--labels", metavar="FILE", help="text file with one label a line")
     parser.add_argument("--window", type=size_pair, metavar="HxW", help="input size, where the file leaves it open")
+    add_fit(parser)
     parser.add_argument("--resize", type=_side_or_pair, metavar="N|HxW", help="short side or size before the crop")
     parser.add_argument("--crop", type=_side_or_pair, metavar="N|HxW", help="centre crop")
     parser.add_argument("--channels", choices=("rgb", "bgr", "gray"), help="order of the network's channels")
@@ -36,14 +37,21 @@ def register(commands: Any) -> None:
         default="auto",
         help="auto: beside the weights also those transformed for Winograd, where it is faster; gemm: without them",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="fp16, bf16: weights take half the bytes in the file and while they are read, and are rounded",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Import and print what was written."""
-    from convserve.formats.container import write_container
+    from convserve.formats.packing import pack_node
+    from convserve.formats.storage import rounding_error
     from convserve.images import Preprocess
-    from convserve.loading import load
+    from convserve.loading import import_network
 
     if Path(args.output).suffix != ".convserve":
         raise InputError(f"the output file is {args.output!r}; its name must end in .convserve")
@@ -52,15 +60,31 @@ def run(args: argparse.Namespace) -> None:
     if given:
         given.setdefault("channels", "rgb")
     preprocess = Preprocess(**given) if given else None
-    model = load(args.net, preprocess=preprocess, labels=args.labels, window=args.window, algorithm=args.algorithm)
-    write_container(args.output, model.graph, preprocess=model.preprocess, labels=model.labels)
+    model, read = import_network(
+        args.net,
+        args.output,
+        preprocess=preprocess,
+        labels=args.labels,
+        algorithm=args.algorithm,
+        weights=args.weights,
+        fit=args.fit,
+        window=args.window,
+    )
+    largest = relative = 0.0
+    if args.weights != "fp32":
+        largest, relative = rounding_error(map(pack_node, read.nodes), model.graph.nodes)
     size_bytes = Path(args.output).stat().st_size
     window = model.window and list(model.window)
     if args.json:
-        print_json({"output": args.output, "bytes": size_bytes, "window": window, "labels": len(model.labels or [])})
+        document = {"output": args.output, "bytes": size_bytes, "window": window, "labels": len(model.labels or [])}
+        rounding = {"weights": args.weights, "max_rounding": largest, "relative_rounding": relative}
+        print_json(document | rounding)
         return
     place = f"{window[0]}x{window[1]}" if window else "any size"
-    print(f"wrote {args.output}: {size_text(size_bytes)}, window {place}, {len(model.labels or [])} labels")
+    said = f"wrote {args.output}: {size_text(size_bytes)}, window {place}, {len(model.labels or [])} labels"
+    if args.weights != "fp32":
+        said += f", {args.weights} weights, rounded by at most {largest:.2g} and by {relative:.2g} of their size (rms)"
+    print(said)
 
 
 def _side_or_pair(text: str) -> int | tuple[int, int]:

@@ -4,15 +4,17 @@ import argparse
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from convserve import __version__, settings
 from convserve.cli.arguments import add_command
 from convserve.cli.output import print_json
+from convserve.engine.processors import cgroup_limit
 from convserve.errors import SettingError
+from convserve.plan.machine import cpu_model
+from convserve.plan.stored import read_costs, stored_path
 
-__all__ = ["cgroup_cpus", "cpu_model", "gather", "register", "run"]
+__all__ = ["cpu_model", "gather", "register", "run"]
 
 _PACKAGES = ("numpy", "onnx", "grpcio", "protobuf", "pillow", "safetensors", "rich")
 
@@ -60,6 +62,12 @@ def gather() -> dict[str, Any]:
         chosen = dispatch.active()
     except SettingError as error:
         problems.append(str(error))
+    costs: dict[str, Any] = {"file": str(stored_path()), "measured": None, "problem": None}
+    try:
+        stored = read_costs(chosen) if chosen else None
+        costs["measured"] = stored.measured if stored else None
+    except SettingError as error:
+        costs["problem"] = str(error)
     known = {f"CONVSERVE_{name}" for name in settings.SETTINGS}
     unknown = sorted(name for name in os.environ if name.startswith("CONVSERVE_") and name not in known)
     return {
@@ -72,10 +80,11 @@ def gather() -> dict[str, Any]:
         "threads": {
             "machine": os.cpu_count(),
             "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "cgroup_cpus": cgroup_cpus(),
+            "cgroup_cpus": cgroup_limit(),
             "available": available_threads(),
             "run": crew,
         },
+        "costs": costs,
         "settings": [
             {
                 "name": f"CONVSERVE_{setting.name}",
@@ -99,25 +108,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's own name, or the architecture where the system tells none."""
-    try:
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model", "cpu model") and value.strip():
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def cgroup_cpus(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """Return the processors that cgroup version 2 allows, None where it sets no limit or is absent."""
-    try:
-        quota, period = path.read_text(encoding="ascii").split()[:2]
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -133,6 +123,7 @@ def _text(found: dict[str, Any]) -> str:
         f"instruction sets  {', '.join(found['instruction_sets'])}; in use: {found['instruction_set'] or 'none'}",
         f"threads           {threads['run'] or 'none'} for a run ({', '.join(limits)})",
         "packages          " + ", ".join(f"{name} {text or 'absent'}" for name, text in found["packages"].items()),
+        f"cost table        {_costs_text(found['costs'])}",
         "settings",
     ]
     for setting in found["settings"]:
@@ -142,6 +133,12 @@ def _text(found: dict[str, Any]) -> str:
         lines.append(f"  {setting['name']:<24} {value:<12} ({state})  {setting['help']}")
     lines += [f"  {name} is set, but there is no such setting" for name in found["unknown_settings"]]
     return "\n".join(lines)
+
+
+def _costs_text(costs: dict[str, Any]) -> str:
+    if costs["measured"]:
+        return f"measured {costs['measured']}, {costs['file']}"
+    return f"shipped; {costs['problem'] or '`convserve calibrate` measures this machine'}"
 
 
 def _value_text(value: Any) -> str:

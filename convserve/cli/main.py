@@ -6,12 +6,25 @@ import sys
 from collections.abc import Sequence
 
 from convserve import __version__
-from convserve.cli import bench, classify, demo, describe, import_net, info, plan, score_map, serve, verify
-from convserve.errors import ConvserveError
+from convserve.cli import (
+    bench,
+    cache,
+    calibrate,
+    classify,
+    demo,
+    describe,
+    import_net,
+    info,
+    plan,
+    score_map,
+    serve,
+    verify,
+)
+from convserve.errors import ConvserveError, PatternError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, classify, score_map, import_net, describe, plan, verify, bench, info, demo)
+_COMMANDS = (serve, classify, score_map, import_net, describe, plan, verify, bench, calibrate, cache, info, demo)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,16 +40,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    # argparse takes a list of files as ended where an option follows; here files may stand before and behind options
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "images") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.images = [*args.images, *rest]
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default: of sys.argv) and return its exit code: 0 done, 1 an error, 130 interrupted.
 
     Wrong usage ends the process with 2, as argparse does.
     """
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     try:
         args.run(args)
         sys.stdout.flush()
         return 0
+    except PatternError as error:
+        # its last line points at a place in the line above
+        print(f"convserve: {error}", file=sys.stderr)
+        return 1
     except ConvserveError as error:
         return _failed(str(error))
     except BrokenPipeError:

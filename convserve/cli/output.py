@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from convserve.results import Prediction, SizedPlan
+from convserve.results import Prediction, RunReport, SizedPlan
 
-__all__ = ["plan_fields", "prediction_fields", "prediction_lines", "print_json", "size_text"]
+__all__ = ["plan_fields", "prediction_fields", "prediction_lines", "print_json", "report_fields", "size_text"]
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -27,6 +27,11 @@ def plan_fields(plan: SizedPlan) -> dict[str, int]:
     """Return a plan's sizes, in bytes, as JSON."""
     names = ("arena_bytes", "scratch_bytes", "weight_bytes", "score_bytes", "total_bytes")
     return {name: getattr(plan, name) for name in names}
+
+
+def report_fields(report: RunReport) -> dict[str, Any]:
+    """Return what a call was planned to take and what was measured as JSON."""
+    return {"plan": plan_fields(report.plan), "measured_bytes": report.measured_bytes, "seconds": report.seconds}
 
 
 def size_text(size_bytes: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
-from convserve.cli.output import plan_fields, print_json, size_text
+from convserve.cli.output import print_json, report_fields, size_text
 from convserve.errors import InputError
 from convserve.results import ScoreMap
 
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> None:
                 "ring": found.ring,
                 "covered": found.covered,
                 "exactness": found.exactness,
-                "seconds": found.seconds,
-                "plan": plan_fields(found.plan),
+                **report_fields(found.report),
             }
         )
         return

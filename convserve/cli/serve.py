@@ -25,7 +25,10 @@ def register(commands: Any) -> None:
         "convserve serve --port 0     the bundled digits on a free port, which it prints",
     )
     parser.add_argument(
-        "nets", nargs="*", metavar="NET", help="file, or NAME=FILE (default name: the file's; default: bundled digits)"
+        "nets",
+        nargs="*",
+        metavar="NET",
+        help="file, built-in network or pattern, or NAME=NET (default name: the file's; default: bundled digits)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     parser.add_argument("--port", type=int, default=8500, help="port to listen on, 0 for a free one (default 8500)")
@@ -89,4 +92,4 @@ def _name_and_path(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if equals and name and not Path(text).exists():
         return name, path
-    return Path(text).stem, text
+    return ("pattern" if "->" in text else Path(text).stem), text

@@ -1,4 +1,4 @@
-"""convserve verify: a dense pass against the network on every crop, position by position."""
+"""convserve verify: a dense pass against the network on every crop, or a network against its original."""
 
 import argparse
 import math
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convserve.cli.arguments import add_command, add_run_options, count, load_net
+from convserve.cli.agreement import verify_against
+from convserve.cli.arguments import add_command, add_net, add_run_options, count, load_net
 from convserve.cli.output import print_json
 from convserve.errors import ConvserveError, InputError
 
@@ -23,21 +24,38 @@ def register(commands: Any) -> None:
     parser = add_command(
         commands,
         "verify",
-        help="compare a dense pass over images with the network on every crop; exit code 1 if an exact network differs",
+        help="compare a dense pass over images with the network on every crop; exit code 1 if an exact network differs."
+        " With --against, compare the scores of two forms of one network",
         example="convserve verify lenet.onnx page.png\n"
-        "convserve verify vgg16.onnx street.jpg --stride 16 --plot difference.png",
+        "convserve verify vgg16.onnx street.jpg --stride 16 --plot difference.png\n"
+        "convserve verify vgg16-fp16.convserve --against vgg16.onnx cat.jpg dog.jpg",
     )
-    parser.add_argument("net", metavar="NET", help="ONNX file or .convserve container")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, at least as large as the window")
+    add_net(parser, required=True)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file, at least as large as the window")
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
     parser.add_argument("--method", default="dense", help="how the dense pass is computed (default dense)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw each position's largest difference over the image")
+    parser.add_argument(
+        "--against",
+        metavar="NET",
+        help="compare with this one, the ONNX file or a float32 container: on the images, as NET preprocesses them,"
+        " or on random inputs",
+    )
+    parser.add_argument(
+        "--random", type=count, default=10, metavar="N", help="inputs with --against and no image (default 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs (default 0)")
     add_run_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> None:
     """Compare, print, draw; ConvserveError where an exact network's bits differ from its crops'."""
+    if args.against:
+        verify_against(args, load_net(args.net, args))
+        return
+    if not args.images:
+        args.wrong_usage("an IMAGE is required, or --against NET")
     if args.plot and (len(args.images) > 1 or Path(args.plot).suffix != ".png"):
         raise InputError(f"--plot {args.plot!r} must be one .png file, for one image; there are {len(args.images)}")
     if args.method == "crops":

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 
 from convserve.errors import ConvserveError, MemoryBudgetError, RemoteError
-from convserve.results import Geometry, PlanBytes, Prediction, ScoreMap
+from convserve.results import Geometry, Predictions, RunReport, ScoreMap
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.status import ERROR_KEY, PUSHBACK_KEY, error_of
@@ -18,11 +18,12 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 
 
-def predictions_of(response: pb.ClassifyResponse, count: int) -> list[list[Prediction]]:
-    """Return each image's predictions; RemoteError where the server answered for another number of images."""
+def predictions_of(response: pb.ClassifyResponse, count: int) -> list[Predictions]:
+    """Return each image's predictions with the server's report; RemoteError where it answered for another number."""
     if len(response.classifications) != count:
         raise RemoteError(f"the server answered for {len(response.classifications)} images; {count} were sent")
-    return [codec.predictions_from_message(one) for one in response.classifications]
+    report = RunReport(codec.plan_from_message(response.plan), response.measured_bytes, response.seconds)
+    return [Predictions(codec.predictions_from_message(one), report=report) for one in response.classifications]
 
 
 class MapReader:
@@ -67,6 +68,11 @@ class MapReader:
         self.seconds, self.measured_bytes = completion.seconds, completion.measured_bytes
         self._complete = True
 
+    @property
+    def report(self) -> RunReport:
+        """What the server planned, and what it measured: 0 bytes and seconds before the completion."""
+        return RunReport(self.plan, self.measured_bytes, self.seconds)
+
     def end(self) -> None:
         """Raise RemoteError where the stream ended before its completion."""
         if not self._complete:
@@ -87,9 +93,9 @@ class MapCollector:
         """Take the next block."""
         self._scores[first_row : first_row + len(block)] = block
 
-    def result(self, geometry: Geometry, *, plan: PlanBytes, seconds: float) -> ScoreMap:
-        """Return the map."""
-        return ScoreMap.over(geometry, self._scores, plan=plan, seconds=seconds)
+    def result(self, geometry: Geometry, report: RunReport) -> ScoreMap:
+        """Return the map, with the server's report."""
+        return ScoreMap.over(geometry, self._scores, report=report)
 
 
 def _trailers(error: grpc.RpcError) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from convserve.client.core import RETRIES, Core
 from convserve.client.streams import ScoreStream
 from convserve.client.transport import Blocking, Waiting, drive, driven
 from convserve.errors import InputError
-from convserve.results import PlanBytes, Prediction, ScoreMap
+from convserve.results import PlanBytes, Predictions, ScoreMap
 
 if TYPE_CHECKING:
     from convserve.client.core import Images
@@ -83,14 +83,14 @@ class Client:
     @overload
     def classify(
         self, images: "Images", *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[list[Prediction]]: ...
+    ) -> list[Predictions]: ...
     @overload
     def classify(
         self, images: "ImageSource", *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[Prediction]: ...
+    ) -> Predictions: ...
     def classify(
         self, images: Any, *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[Prediction] | list[list[Prediction]]:  # documented below
+    ) -> Predictions | list[Predictions]:  # documented below
         return drive(self._core.classify(images, model=model, top=top, timeout=timeout))
 
     def score_map(

@@ -14,7 +14,7 @@ from convserve.client.streams import AsyncScoreStream, Outgoing
 from convserve.client.transport import Call, Channel, credentials
 from convserve.errors import InputError, RemoteError, ShapeError
 from convserve.progress import ProgressBar
-from convserve.results import PlanBytes, Prediction, ScoreMap
+from convserve.results import PlanBytes, Predictions, ScoreMap
 from convserve.wire import codec, description, scene
 from convserve.wire import convserve_pb2 as pb
 
@@ -90,22 +90,23 @@ class Core:
     @overload
     async def classify(
         self, images: "Images", *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[list[Prediction]]: ...
+    ) -> list[Predictions]: ...
     @overload
     async def classify(
         self, images: "ImageSource", *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[Prediction]: ...
+    ) -> Predictions: ...
     async def classify(
         self, images: Any, *, model: str = "", top: int = 5, timeout: float | None = None
-    ) -> list[Prediction] | list[list[Prediction]]:
+    ) -> Predictions | list[Predictions]:
         """Return the `top` classes of an image, best first; of a list of images, a list for each.
 
         An image is a path, encoded bytes, a PIL image, a uint8 array (H, W, C), or float32 (1, C, H, W), taken as
         already preprocessed. model: "" is the server's only one. timeout: seconds, instead of the client's.
-        A long list is sent in several requests, each with its own timeout.
+        A long list is sent in several requests, each with its own timeout. The predictions are a list with a report:
+        what the server planned for their request, what it measured.
         """
         several = isinstance(images, list | tuple)
-        results: list[list[Prediction]] = []
+        results: list[Predictions] = []
         limit_s = self._limit(timeout)
         for request in requests.classify_requests(images if several else [images], model=model, top=top):
             response = await self._unary("Classify", request, limit_s)
@@ -145,7 +146,7 @@ class Core:
                     bar.advance(len(block))
             finally:
                 stream.close()
-        return collector.result(stream.geometry, plan=stream.plan, seconds=stream.seconds)
+        return collector.result(stream.geometry, stream.report)
 
     async def score_stream(
         self,

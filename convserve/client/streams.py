@@ -10,7 +10,7 @@ import numpy as np
 from convserve.client.answers import MapReader, error_from_call
 from convserve.client.transport import Call, drive
 from convserve.errors import RunCancelled
-from convserve.results import Geometry, PlanBytes
+from convserve.results import Geometry, PlanBytes, RunReport
 from convserve.wire import convserve_pb2 as pb
 
 __all__ = ["AsyncScoreStream", "Outgoing", "ScoreStream"]
@@ -88,6 +88,11 @@ class AsyncScoreStream:
         """How long the server took; 0 before the end."""
         return self._reader.seconds
 
+    @property
+    def report(self) -> RunReport:
+        """All three together."""
+        return self._reader.report
+
     def __aiter__(self) -> "AsyncScoreStream":
         return self
 
@@ -163,6 +168,11 @@ class ScoreStream:
     def seconds(self) -> float:
         """How long the server took; 0 before the end."""
         return self._stream.seconds
+
+    @property
+    def report(self) -> RunReport:
+        """All three together."""
+        return self._stream.report
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return self

@@ -1,6 +1,5 @@
 """Score maps of whole images: shifted passes merged to a finer stride, or the network on every crop."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +8,12 @@ import numpy as np
 from convserve.dense.sliding import Sliding, checked_stride, cropping, geometry, sliding
 from convserve.dense.stream import ScoreStream
 from convserve.engine.engine import Engine
+from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import InputError
 from convserve.plan.layout import Layout
 from convserve.progress import ProgressBar
-from convserve.results import Geometry, ScoreMap, SizedPlan
+from convserve.results import Geometry, ScoreMap
 
 __all__ = ["METHODS", "open_stream", "score_map"]
 
@@ -30,10 +30,12 @@ def open_stream(
     memory_budget: int | None = None,
     score_bytes: int = 0,
     layout: Layout | None = None,
+    meter: Meter | None = None,
 ) -> ScoreStream:
     """Return the stream of one dense pass at the output stride; classes None keeps all, labels are of those kept.
 
-    score_bytes: what the caller holds of the map, counted into the plan. Raises ShapeError, MemoryBudgetError.
+    score_bytes: what the caller holds of the map, counted into the plan. meter: looks at the run.
+    Raises ShapeError, MemoryBudgetError.
     """
     kept = list(range(slide.channels)) if classes is None else classes
     place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels)
@@ -45,7 +47,7 @@ def open_stream(
         score_bytes=score_bytes,
         layout=layout,
     )
-    return ScoreStream(engine, executor, place, image, classes=classes)
+    return ScoreStream(engine, executor, place, image, classes=classes, meter=meter)
 
 
 def score_map(
@@ -67,38 +69,43 @@ def score_map(
     """
     if method not in METHODS:
         raise InputError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
-    start = time.perf_counter()
+    meter = Meter()
     crops = method == "crops"
     slide = cropping(engine.graph) if crops else sliding(engine.graph)
     steps = checked_stride(stride, slide, free=crops)
     kept = list(range(slide.channels)) if classes is None else classes
     place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels, stride=steps)
-    scores = empty_scores(place.rows, place.cols, len(kept))
-    plan: SizedPlan = engine.executor(*slide.window).plan
-    total, work = place.rows, _score_crops(engine, image, place, scores)
-    if not crops:
-        options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": scores.nbytes}
+    score_bytes = 4 * place.rows * place.cols * len(kept)
+    options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": score_bytes}
+    # planned before the map is allocated: a budget may refuse them together
+    if crops:
+        engine.executor(*slide.window, **options)
+    else:
+        options["meter"] = meter
         streams = [
-            (open_stream(engine, slide, view, classes=classes, labels=labels, **options), part)
-            for view, part in _passes(image, slide, steps, scores)
+            (open_stream(engine, slide, view, classes=classes, labels=labels, **options), where)
+            for view, where in _passes(image, slide, steps, place)
         ]
-        plan = streams[0][0].plan
-        total, work = sum(stream.geometry.rows for stream, _ in streams), _score_passes(streams, slide, steps)
+    scores = empty_scores(place.rows, place.cols, len(kept))
+    if crops:
+        total, work = place.rows, _score_crops(engine, image, place, scores, meter=meter, **options)
+    else:
+        total = sum(stream.geometry.rows for stream, _ in streams)
+        work = _score_passes([(stream, scores[where]) for stream, where in streams], slide, steps)
     with ProgressBar("rows of scores", total=total, enabled=progress) as bar:
         for rows in work:
             bar.advance(rows)
-    return ScoreMap.over(place, scores, plan=plan, seconds=time.perf_counter() - start)
+    return ScoreMap.over(place, scores, report=meter.report(score_bytes=scores.nbytes))
 
 
 def _passes(
-    image: ImageRows, slide: Sliding, steps: tuple[int, int], scores: np.ndarray
-) -> Iterator[tuple[ImageRows, np.ndarray]]:
-    # (part of the image, part of the map) of each shifted pass
+    image: ImageRows, slide: Sliding, steps: tuple[int, int], place: Geometry
+) -> Iterator[tuple[ImageRows, tuple[slice, slice]]]:
+    # (part of the image, where its scores lie in the map) of each shifted pass
     finer = [max(own // step, 1) for own, step in zip(slide.stride, steps, strict=True)]
     for down in range(finer[0]):
         for across in range(finer[1]):
-            part = scores[down :: finer[0], across :: finer[1]]
-            if not part.size:
+            if down >= place.rows or across >= place.cols:
                 continue
             view = image.rows[:, down * steps[0] :, across * steps[1] :]
             if not slide.padded_by:
@@ -107,7 +114,7 @@ def _passes(
                 height = (rows - 1) * slide.stride[0] + slide.window[0]
                 width = (cols - 1) * slide.stride[1] + slide.window[1]
                 view = view[:, :height, :width]
-            yield image.of(view), part
+            yield image.of(view), (slice(down, None, finer[0]), slice(across, None, finer[1]))
 
 
 def _score_passes(
@@ -123,12 +130,14 @@ def _score_passes(
             yield len(block)
 
 
-def _score_crops(engine: Engine, image: ImageRows, place: Geometry, scores: np.ndarray) -> Iterator[int]:
+def _score_crops(
+    engine: Engine, image: ImageRows, place: Geometry, scores: np.ndarray, **options: Any
+) -> Iterator[int]:
     # the windows are views of the image: no crop is copied
     windows = np.lib.stride_tricks.sliding_window_view(image.rows[0], place.window, axis=(0, 1))
     windows = windows[:: place.stride[0], :: place.stride[1]].transpose(0, 1, 3, 4, 2)
     name = engine.graph.outputs[0].name
     for row in range(place.rows):
-        values = engine.run(image.of(windows[row]))[name]
+        values = engine.run(image.of(windows[row]), **options)[name]
         scores[row] = values.reshape(place.cols, -1)[:, place.classes]
         yield 1

@@ -8,12 +8,13 @@ from convserve.dense.sliding import Sliding, geometry
 from convserve.engine.binding import Executor
 from convserve.engine.engine import Engine
 from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution
+from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import RunCancelled, ShapeError
 from convserve.plan.plan import Plan, finish_plan
 from convserve.results import Geometry
 
-__all__ = ["RowStream", "ScoreStream"]
+__all__ = ["ENDLESS", "RowStream", "ScoreStream"]
 
 # Stands for a height that is not known: higher than any image, low enough for 64-bit sums.
 ENDLESS = 1 << 40
@@ -27,14 +28,23 @@ class ScoreStream:
     """
 
     def __init__(
-        self, engine: Engine, executor: Executor, geometry: Geometry, image: ImageRows, *, classes: list[int] | None
+        self,
+        engine: Engine,
+        executor: Executor,
+        geometry: Geometry,
+        image: ImageRows,
+        *,
+        classes: list[int] | None,
+        meter: Meter | None = None,
     ) -> None:
+        """meter: looks at the run; default one of its own."""
         self.geometry = geometry
         self._engine = engine
         self._executor = executor
         self._image = image
         self._chosen = None if classes is None else np.asarray(classes, np.int64)
         self._execution: Execution | None = None
+        self._meter = meter or Meter()
         self._closed = False
 
     @property
@@ -42,6 +52,11 @@ class ScoreStream:
         """The plan that is run."""
         plan: Plan = self._executor.plan
         return plan
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the run was given for arena and scratch; 0 before it began."""
+        return self._meter.allocated_bytes
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return self.blocks()
@@ -53,7 +68,7 @@ class ScoreStream:
         """
         rows, cols = self.geometry.rows, self.geometry.cols
         band = _written_at_once(self.plan)
-        with self._engine.execution(self._executor) as run:
+        with self._engine.execution(self._executor, self._meter) as run:
             self._execution = run
             run.set_source(self._image.rows, table=self._image.table, channel_of=self._image.channel_of)
             done = 0
@@ -108,7 +123,8 @@ class RowStream:
         self._chosen = None if classes is None else np.asarray(classes, np.int64)
         rows, self.cols = slide.positions(ENDLESS, image.width)
         executor = engine.executor(ENDLESS, image.width, sink_rows=[rows], memory_budget=memory_budget, streamed=True)
-        self._memory = engine.execution(executor)
+        self._meter = Meter()
+        self._memory = engine.execution(executor, self._meter)
         self._run = self._memory.__enter__()
         self._open = True
         self._band = _written_at_once(executor.plan)
@@ -121,6 +137,11 @@ class RowStream:
         """The plan that is run; its height is not the image's."""
         plan: Plan = self._run.executor.plan
         return plan
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the run was given for arena and scratch."""
+        return self._meter.allocated_bytes
 
     def geometry(self, height: int) -> Geometry:
         """Return where the scores lie over an image of that height."""
@@ -154,7 +175,7 @@ class RowStream:
         """Yield the blocks that remain after the last row. Raises ShapeError where not one window fitted."""
         rows, _ = self._slide.positions(self._seen, self._image.width)
         plan = finish_plan(self.plan, self._engine.graph, self._run.rows_done(), self._seen, rows)
-        self._run.go_on_with(Executor(plan, self._run.executor.isa))
+        self._run.go_on_with(Executor(plan, self._run.executor.isa, self._run.executor.mapped))
         for first, scores in [*self._held, *self._blocks(rows)]:
             if first < rows:
                 yield first, scores[: rows - first]

@@ -1,6 +1,9 @@
+import numpy as np
+
 from convserve.plan.plan import Plan
 
 class Executor:
     plan: Plan
     isa: str
-    def __init__(self, plan: Plan, isa: str) -> None: ...
+    mapped: np.ndarray | None
+    def __init__(self, plan: Plan, isa: str, mapped: np.ndarray | None = None) -> None: ...

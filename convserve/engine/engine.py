@@ -1,8 +1,7 @@
 """The engine of one network: plans by image size, executors bound to them, memory for runs, and the thread count."""
 
 import sys
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 from convserve import settings
 from convserve.engine.binding import Executor
 from convserve.engine.executor import CANCELLED, Execution, Memory
+from convserve.engine.meter import Meter
+from convserve.engine.plan_cache import PlanCache
 from convserve.engine.source import ImageRows, empty_scores
 from convserve.engine.team import thread_count
 from convserve.errors import MemoryBudgetError, RunCancelled
@@ -20,10 +21,10 @@ from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
 from convserve.plan.layout import Layout
 from convserve.plan.plan import make_plan
+from convserve.plan.stored import costs_in_use
 
 __all__ = ["Cancellation", "Engine"]
 
-PLANS_KEPT = 16
 IDLE_BYTES = 16 << 20
 # A batch runs in groups whose arena stays below this, since larger ones gain no more speed.
 BATCH_ARENA_BYTES = 64 << 20
@@ -52,14 +53,25 @@ class Cancellation:
 
 
 class Engine:
-    """Plans and runs a packed graph; may be used by any number of threads at once."""
+    """Plans and runs a packed graph; may be used by any number of threads at once.
 
-    def __init__(self, graph: Graph, *, threads: int | None = None, memory_budget: int | None = None) -> None:
+    evicted: the content of the mapped container whose weights each run releases after their last use.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        threads: int | None = None,
+        memory_budget: int | None = None,
+        evicted: np.ndarray | None = None,
+    ) -> None:
         self.graph = graph
-        self.threads = thread_count(threads)
+        self.evicted = evicted
+        self._threads = threads
         self.memory_budget = memory_budget
         self._lock = Lock()
-        self._executors: OrderedDict[tuple[Any, ...], Executor] = OrderedDict()
+        self._plans = PlanCache()
         self._idle: list[Memory] = []
 
     def executor(
@@ -77,26 +89,25 @@ class Engine:
     ) -> Executor:
         """Return the executor of the plan of a run over images of height x width pixels, from the cache or new.
 
-        memory_budget (bytes): default the engine's; layout: cuts and band height instead of the heuristic's;
+        memory_budget (bytes): default the engine's; layout: cuts and band heights instead of the planner's;
         streamed: for rows that come one after another, in one segment.
         Raises ShapeError where the image does not fit, MemoryBudgetError where no plan fits the budget.
         """
         mode, poison, isa = settings.get("PLAN"), settings.get("POISON"), dispatch.active()
         budget = memory_budget or self.memory_budget or settings.get("MEMORY_BUDGET")
-        crew = threads or self.threads
+        crew = thread_count(threads or self._threads)
         rows = tuple(sink_rows) if sink_rows else None
         key = (height, width, images, rows, budget, score_bytes, layout, crew, streamed, mode, poison, isa)
-        with self._lock:
-            found = self._executors.get(key)
-            if found is not None:
-                self._executors.move_to_end(key)
-                return found
+        found = self._plans.find(key)
+        if found is not None:
+            return found
         shape: dict[str, Any] = {
             "images": images,
             "threads": crew,
             "sink_rows": sink_rows,
             "full_buffers": mode == "off",
             "poison": poison,
+            "costs": costs_in_use(isa),
         }
         if layout is not None:
             plan = make_plan(self.graph, height, width, layout=layout, **shape)
@@ -107,34 +118,53 @@ class Engine:
             )
         if mode == "print":
             print(plan.table(), plan.steps(), sep="\n", file=sys.stderr)
-        executor = Executor(plan, isa)
-        with self._lock:
-            self._executors[key] = executor
-            while len(self._executors) > PLANS_KEPT:
-                self._executors.popitem(last=False)
+        executor = Executor(plan, isa, self.evicted)
+        self._plans.keep(key, executor)
         return executor
 
     @contextmanager
-    def execution(self, executor: Executor) -> Iterator[Execution]:
+    def execution(self, executor: Executor, meter: Meter | None = None) -> Iterator[Execution]:
         """Give an Execution with memory for its run, and take the memory back afterwards.
 
-        Memory of up to 16 MiB stays mapped for the next run of the same size; more goes back to the system.
+        Memory of up to 16 MiB stays mapped for the next run at the network's own window; any other goes back to the
+        system.
         """
         size = executor.plan.arena_bytes + executor.plan.scratch_bytes
         memory = self._take(size)
+        if meter is not None:
+            meter.look(executor.plan, memory.size_bytes)
         try:
             yield Execution(executor, memory)
         finally:
-            self._give(memory)
+            window = self.graph.input_volume
+            if (executor.plan.height, executor.plan.width) == (window.height, window.width):
+                self._give(memory)
+            else:
+                memory.close()
 
-    def run(self, image: ImageRows, *, cancellation: Cancellation | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        image: ImageRows,
+        *,
+        cancellation: Cancellation | None = None,
+        meter: Meter | None = None,
+        memory_budget: int | None = None,
+        score_bytes: int = 0,
+    ) -> dict[str, np.ndarray]:
         """Return each output for the images, float32 (N, C, H, W), by name; large batches run in groups.
 
-        Raises RunCancelled where cancellation ended the run.
+        meter: looks at the runs. memory_budget: bytes, default the engine's; score_bytes: what the caller holds of
+        them. Raises RunCancelled where cancellation ended the run, MemoryBudgetError.
         """
         cancellation = cancellation or Cancellation()
-        at_once = self._images_at_once(image)
-        executor = self.executor(image.height, image.width, images=at_once)
+
+        def planned(images: int) -> Executor:
+            return self.executor(
+                image.height, image.width, images=images, memory_budget=memory_budget, score_bytes=score_bytes
+            )
+
+        at_once = self._images_at_once(image.count, planned)
+        executor = planned(at_once)
         shown = executor.plan.program.shown()
         results = {
             output.name: empty_scores(image.count, tensor.volume.channels, tensor.height, tensor.width)
@@ -143,8 +173,8 @@ class Engine:
         for first in range(0, image.count, at_once):
             group = image.rows[first : first + at_once]
             if len(group) != at_once:
-                executor = self.executor(image.height, image.width, images=len(group))
-            with self.execution(executor) as run:
+                executor = planned(len(group))
+            with self.execution(executor, meter) as run:
                 run.set_source(group, table=image.table, channel_of=image.channel_of)
                 for number, output in enumerate(self.graph.outputs):
                     run.set_sink(number, results[output.name][first : first + at_once].transpose(0, 2, 3, 1))
@@ -156,14 +186,14 @@ class Engine:
                     cancellation.watch(None)
         return results
 
-    def _images_at_once(self, image: ImageRows) -> int:
-        if image.count <= 1:
+    @staticmethod
+    def _images_at_once(count: int, planned: Callable[[int], Executor]) -> int:
+        if count <= 1:
             return 1
-        one = self.executor(image.height, image.width).plan.arena_bytes
-        at_once = min(image.count, MOST_IMAGES, max(1, BATCH_ARENA_BYTES // one))
+        at_once = min(count, MOST_IMAGES, max(1, BATCH_ARENA_BYTES // planned(1).plan.arena_bytes))
         while at_once > 1:
             try:
-                self.executor(image.height, image.width, images=at_once)
+                planned(at_once)
                 return at_once
             except MemoryBudgetError:
                 at_once //= 2

@@ -1,5 +1,7 @@
 """The executor: walks a plan's steps over one arena in one nogil loop; it can be left and entered between steps."""
 
+import sys
+
 import numpy as np
 
 from convserve.errors import MemoryBudgetError
@@ -9,8 +11,8 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from convserve.engine.binding cimport POISON_STEP, READ_STEP, WRITE_STEP, ZERO_STEP, Block, Executor, Step
-from convserve.engine.team cimport give_team, run_parts, take_team
+from convserve.engine.binding cimport POISON_STEP, READ_STEP, WRITE_STEP, ZERO_STEP, Block, Executor, Release, Step
+from convserve.engine.team cimport Stay, enter, leave, run_parts
 from convserve.kernels.elementwise cimport poison_rows, zero_padding
 from convserve.kernels.rows cimport Op, Ring, Run, Share, Sink, Source
 
@@ -28,6 +30,8 @@ DONE, NEEDS_ROWS, WROTE_ROWS, CANCELLED = ALL_DONE, ROWS_NEEDED, ROWS_WRITTEN, W
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
+    int madvise(void *, size_t, int)
+    int MADV_DONTNEED
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     void *MAP_FAILED
 
@@ -52,9 +56,10 @@ cdef class Memory:
     cdef void *start
     cdef readonly size_t size_bytes
 
-    def __cinit__(self, size_t size_bytes):
-        self.start = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if self.start == MAP_FAILED:
+    def __cinit__(self, size_bytes):
+        if size_bytes <= sys.maxsize:
+            self.start = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if self.start == NULL or self.start == MAP_FAILED:
             self.start = NULL
             raise MemoryBudgetError(f"the operating system refused {size_bytes:,} bytes for a run")
         self.size_bytes = size_bytes
@@ -76,6 +81,7 @@ cdef struct Walk:
     const Op *ops
     const Step *steps
     const Block *blocks
+    const Release *releases
     int64_t block_count
     int64_t block, repeat, step
     const Step *now        # the step in work, and its rows
@@ -91,6 +97,13 @@ cdef void do_share(void *arg, int64_t part, int64_t parts, int64_t thread) noexc
     cdef Walk *w = <Walk *> arg
     cdef Share share = Share(w.begin, w.end, part, parts, thread)
     w.now.kernel(w.ops + w.now.index, &w.run, &share)
+
+
+cdef void release(const Walk *w, const Block *block) noexcept nogil:
+    """Take pages of mapped weights out of the process; another run that still reads them gets them back by itself."""
+    cdef int64_t number
+    for number in range(block.first_release, block.first_release + block.release_count):
+        madvise(w.releases[number].begin, w.releases[number].size, MADV_DONTNEED)
 
 
 cdef Status walk(Walk *w) noexcept nogil:
@@ -125,6 +138,7 @@ cdef Status walk(Walk *w) noexcept nogil:
             w.step = 0
             w.repeat += 1
             if w.repeat == w.blocks[w.block].repeats:
+                release(w, w.blocks + w.block)
                 w.repeat = 0
                 w.block += 1
         if w.cancelled:
@@ -161,6 +175,7 @@ cdef class Execution:
             raise MemoryBudgetError("the operating system refused memory for a run")
         self.walk.ops, self.walk.steps = executor.ops, executor.steps
         self.walk.blocks, self.walk.block_count = executor.blocks, executor.block_count
+        self.walk.releases = executor.releases
         run.kernels = executor.kernels
         run.images, run.threads = plan.images, plan.threads
         run.scratch, run.scratch_pitch = scratch, plan.scratch_pitch
@@ -169,8 +184,7 @@ cdef class Execution:
         run.sinks = self.sinks
         if plan.poison:
             memset(arena, 0xff, plan.arena_bytes)
-        longest = max(tensor.row_pitch for tensor in plan.program.tensors)
-        memset(<char *> run.zeros, 0, <int64_t> longest * sizeof(float))
+        memset(<char *> run.zeros, 0, plan.zeros_bytes)
         for tensor in plan.program.tensors:
             self._bind_ring(run.rings + <int64_t> tensor.index, tensor, plan.program.tensors[tensor.root], arena)
 
@@ -227,6 +241,7 @@ cdef class Execution:
         self.executor = executor
         self.walk.ops, self.walk.steps = executor.ops, executor.steps
         self.walk.blocks, self.walk.block_count = executor.blocks, executor.block_count
+        self.walk.releases = executor.releases
         self.walk.block = self.walk.repeat = self.walk.step = 0
         for tensor in plan.program.tensors:
             self._bind_ring(self.walk.run.rings + <int64_t> tensor.index, tensor, plan.program.tensors[tensor.root],
@@ -269,22 +284,20 @@ cdef class Execution:
         timed: count the time of every operation (seconds_of_operations), at two clock readings a step.
         """
         cdef Status status
-        cdef int64_t threads = self.walk.run.threads
-        cdef bint taken = True
+        cdef Stay stay
+        cdef bint entered
         if timed and self.walk.spent == NULL:
             self.walk.spent = <int64_t *> calloc(len(self.executor.plan.program.operations), sizeof(int64_t))
             if self.walk.spent == NULL:
                 raise MemoryBudgetError("the operating system refused memory for a run")
         self.walk.pause_after_write = pause_after_write
         with nogil:
-            if threads > 1:
-                taken = take_team(threads)
-            if taken:
+            entered = enter(self.walk.run.threads, &stay)
+            if entered:
                 status = walk(&self.walk)
-                if threads > 1:
-                    give_team()
-        if not taken:
-            raise MemoryBudgetError(f"the operating system refused {threads} threads for a run")
+                leave(&stay)
+        if not entered:
+            raise MemoryBudgetError(f"the operating system refused {self.walk.run.threads} threads for a run")
         if status == ROWS_GONE:
             raise ValueError(f"image row {self.walk.begin} is needed; the source begins behind it")
         return status

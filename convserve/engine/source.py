@@ -1,24 +1,33 @@
 """Image rows on their way into a run: an array, and what turns its bytes into values."""
 
 import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
 
-from convserve.errors import MemoryBudgetError
+from convserve.errors import InputError, MemoryBudgetError, ShapeError
+from convserve.graph.ir import Volume
 
-__all__ = ["ImageRows", "empty_scores"]
+__all__ = ["ImageRows", "empty_scores", "tensor_rows"]
+
+MAPPED_BYTES = 256 << 10
 
 
 def empty_scores(*shape: int) -> np.ndarray:
-    """Return an uninitialised float32 array. Raises MemoryBudgetError where the operating system refuses it."""
+    """Return a float32 array of any content. Raises MemoryBudgetError where the operating system refuses it.
+
+    A large one is mapped, so that all of it goes back to the system with the array, however the heap lies.
+    """
+    size_bytes = 4 * math.prod(shape)
     try:
-        return np.empty(shape, np.float32)
-    except (MemoryError, ValueError) as error:
+        if size_bytes < MAPPED_BYTES:
+            return np.empty(shape, np.float32)
+        mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(mapping, np.float32).reshape(shape)
+    except (MemoryError, ValueError, OverflowError, OSError) as error:
         sizes = "x".join(map(str, shape))
-        raise MemoryBudgetError(
-            f"the operating system refused {4 * math.prod(shape):,} bytes for {sizes} scores"
-        ) from error
+        raise MemoryBudgetError(f"the operating system refused {size_bytes:,} bytes for {sizes} scores") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,3 +60,24 @@ class ImageRows:
     def of(self, rows: np.ndarray) -> "ImageRows":
         """Return other rows that are read in the same way."""
         return ImageRows(rows, self.table, self.channel_of)
+
+
+def tensor_rows(x: np.ndarray, declared: Volume) -> ImageRows:
+    """Return float32 (N, C, H, W), or (N, C) for a network that reads single pixels, as rows.
+
+    Raises InputError, ShapeError where they are not what the network declares.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+        raise InputError(f"the input is {kind}; it must be a float32 array")
+    if x.ndim == 2 and (declared.height, declared.width) == (1, 1):
+        x = x.reshape(*x.shape, 1, 1)
+    fits = x.ndim == 4 and all(
+        have == want or want is None
+        for have, want in zip(x.shape[1:], (declared.channels, declared.height, declared.width), strict=True)
+    )
+    if not fits or 0 in x.shape:
+        want = f"(N, {declared.channels}, {declared.height or 'H'}, {declared.width or 'W'})"
+        hint = "; score_map takes larger images" if x.ndim == 4 and declared.height and declared.width else ""
+        raise ShapeError(f"the input has shape {x.shape}; it must be {want} with N from 1{hint}")
+    return ImageRows(x.transpose(0, 2, 3, 1))

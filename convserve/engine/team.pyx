@@ -1,10 +1,13 @@
-"""One team of threads for the process: started when first needed, asleep while idle, helping one run at a time."""
+"""One team of threads for the process: started when first needed, asleep while idle, helping one run at a time.
 
-import os
+Runs begin in the order in which they ask, as long as those in work leave processors: however many threads ask, no
+more compute than the process may use.
+"""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from convserve import settings
+from convserve.engine import processors
 
 __all__ = ["available_threads", "thread_count"]
 
@@ -22,19 +25,66 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_broadcast(pthread_cond_t *)
     int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
     int pthread_detach(pthread_t)
-
-cdef extern from "<unistd.h>" nogil:
-    int getpid()
+    int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 cdef extern from * nogil:
     """
+    #include <pthread.h>
+    #include <sched.h>
+    #include <stdint.h>
+    #include <string.h>
+    #include <unistd.h>
+
+    #if defined(__linux__)
+    typedef cpu_set_t cs_processors;
+    static inline int cs_read_processors(cs_processors *set) { return !sched_getaffinity(0, sizeof *set, set); }
+    static inline void cs_join_processors(cs_processors *set, const cs_processors *more) { CPU_OR(set, set, more); }
+    static inline long cs_count_processors(const cs_processors *set) { return CPU_COUNT(set); }
+    static inline int cs_same_processors(const cs_processors *a, const cs_processors *b) { return CPU_EQUAL(a, b); }
+    static inline void cs_move_thread(pthread_t thread, const cs_processors *set)
+    {
+        pthread_setaffinity_np(thread, sizeof *set, set);
+    }
+    #else
+    typedef char cs_processors;
+    static inline int cs_read_processors(cs_processors *set) { return 0; }
+    static inline void cs_join_processors(cs_processors *set, const cs_processors *more) {}
+    static inline long cs_count_processors(const cs_processors *set) { return sysconf(_SC_NPROCESSORS_ONLN); }
+    static inline int cs_same_processors(const cs_processors *a, const cs_processors *b) { return 1; }
+    static inline void cs_move_thread(pthread_t thread, const cs_processors *set) {}
+    #endif
+
+    /* The control register of the calling thread's floating-point unit, and the bits in it that take denormal
+     * operands and results for zeros. */
+    #if defined(__x86_64__)
+    #define CS_NO_DENORMALS 0x8040
+    static inline unsigned long cs_read_mode(void) { return __builtin_ia32_stmxcsr(); }
+    static inline void cs_write_mode(unsigned long mode) { __builtin_ia32_ldmxcsr((unsigned) mode); }
+    #elif defined(__aarch64__)
+    #define CS_NO_DENORMALS (1ul << 24)
+    static inline unsigned long cs_read_mode(void)
+    {
+        unsigned long mode;
+        __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+        return mode;
+    }
+    static inline void cs_write_mode(unsigned long mode) { __asm__ volatile("msr fpcr, %0" :: "r"(mode)); }
+    #else
+    #define CS_NO_DENORMALS 0
+    static inline unsigned long cs_read_mode(void) { return 0; }
+    static inline void cs_write_mode(unsigned long mode) {}
+    #endif
+
     static inline long cs_get(long *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void cs_set(long *p, long v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
     static inline void cs_add(long *p, long v) { __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST); }
-    static inline int cs_swap(long *p, long before, long after)
+    static inline uint64_t cs_get_word(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline void cs_set_word(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+    static inline int cs_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
+    static inline int cs_swap(uint64_t *p, uint64_t before, uint64_t after)
     {
         return __atomic_compare_exchange_n(p, &before, after, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     }
@@ -44,10 +94,23 @@ cdef extern from * nogil:
     #define cs_pause() __asm__ volatile("" ::: "memory")
     #endif
     """
+    ctypedef struct cs_processors:
+        pass
+    int cs_read_processors(cs_processors *)
+    void cs_join_processors(cs_processors *, const cs_processors *)
+    long cs_count_processors(const cs_processors *)
+    int cs_same_processors(const cs_processors *, const cs_processors *)
+    void cs_move_thread(pthread_t, const cs_processors *)
+    unsigned long CS_NO_DENORMALS
+    unsigned long cs_read_mode()
+    void cs_write_mode(unsigned long)
     long cs_get(long *)
     void cs_set(long *, long)
     void cs_add(long *, long)
-    int cs_swap(long *, long, long)
+    uint64_t cs_get_word(uint64_t *)
+    void cs_set_word(uint64_t *, uint64_t)
+    int cs_lowest_bit(uint64_t)
+    int cs_swap(uint64_t *, uint64_t, uint64_t)
     void cs_pause()
 
 cdef struct Call:
@@ -61,32 +124,48 @@ cdef struct Call:
 cdef enum:
     MOST_THREADS = 256
     CALLS = 8
-    PART_BITS = 20
+    WAITING_ROOMS = 16
     SPINS = 2000     # pauses before an idle thread sleeps: some tens of microseconds
     PATIENCE = 200   # pauses before a waiting thread lets another one run
 
-# The number of the latest call and the next of its parts in one word: who raises the word by one owns that part,
-# and a call whose parts are not all done is never replaced. So a late thread finds nothing to do, and nobody
-# waits for a thread that the system has put aside before it took a part.
-cdef long offered = 0
+# The number of the latest call, and below it one bit for each of its parts that is taken, in one word: who sets a bit
+# owns that part, and a call whose parts are not all done is never replaced. So a late thread finds nothing to do,
+# and nobody waits for a thread that the system has put aside before it took a part.
+cdef uint64_t offered = 0
 cdef Call calls[8]
 cdef long sleepers = 0
 cdef pthread_mutex_t sleep_lock
 cdef pthread_cond_t woken
-cdef pthread_mutex_t one_run
-cdef int64_t workers = 0
-cdef int team_pid = 0
+cdef pthread_t workers[256]
+cdef int64_t worker_count = 0
+cdef cs_processors workers_on   # where the workers may run
+
+# Who computes: runs take tickets, and processors in the order of these.
+cdef pthread_mutex_t gate
+cdef pthread_cond_t moved_on[16]   # of the ticket number i: number i mod 16
+cdef int64_t next_ticket = 0
+cdef int64_t turn = 0           # the first ticket that waits
+cdef int64_t in_use = 0         # processors that the runs in work have
+cdef bint team_taken = False
+cdef cs_processors asked_for    # where any of the runs in work or waiting may run
+cdef int64_t quota = 0          # processors that the cgroups allow; 0: all
 
 
 cdef bint do_part(int64_t thread) noexcept nogil:
-    """Take one part of the latest call and do it; False where none is left for this thread."""
-    cdef long word = cs_get(&offered)
-    cdef Call *call = calls + ((word >> PART_BITS) & (CALLS - 1))
-    cdef long part = word & ((1 << PART_BITS) - 1)
-    cdef long parts = call.parts
-    if part >= parts or thread >= call.threads:
+    """Take one part of the latest call and do it; False where none is left for this thread.
+
+    A thread begins with the parts that are its own even share, since their rows are likely still in its cache.
+    """
+    cdef uint64_t word = cs_get_word(&offered)
+    cdef Call *call = calls + ((word >> MOST_PARTS) & (CALLS - 1))
+    cdef long parts = call.parts, part
+    cdef uint64_t free_parts = ~word & ((<uint64_t> 1 << parts) - 1)
+    cdef uint64_t own
+    if not free_parts or thread >= call.threads:
         return False
-    if cs_swap(&offered, word, word + 1):
+    own = free_parts >> (parts * thread // call.threads) << (parts * thread // call.threads)
+    part = cs_lowest_bit(own if own else free_parts)
+    if cs_swap(&offered, word, word | <uint64_t> 1 << part):
         call.task(call.arg, part, parts, thread)
         cs_add(&call.done, 1)
     return True
@@ -95,7 +174,8 @@ cdef bint do_part(int64_t thread) noexcept nogil:
 cdef void *work(void *number) noexcept nogil:
     cdef int64_t thread = <int64_t> number
     cdef int spins = 0
-    cdef long word
+    cdef uint64_t word
+    cs_write_mode(cs_read_mode() | CS_NO_DENORMALS)
     while True:
         if do_part(thread):
             spins = 0
@@ -104,47 +184,117 @@ cdef void *work(void *number) noexcept nogil:
         if spins < SPINS:
             cs_pause()
             continue
-        word = cs_get(&offered) >> PART_BITS
+        word = cs_get_word(&offered) >> MOST_PARTS
         pthread_mutex_lock(&sleep_lock)
         cs_add(&sleepers, 1)
-        while cs_get(&offered) >> PART_BITS == word:
+        while cs_get_word(&offered) >> MOST_PARTS == word:
             pthread_cond_wait(&woken, &sleep_lock)
         cs_add(&sleepers, -1)
         pthread_mutex_unlock(&sleep_lock)
         spins = 0
 
 
-cdef bint take_team(int64_t threads) noexcept nogil:
-    """Wait for the team, and let it have at least this many threads, the caller among them; False where it cannot."""
-    global workers, team_pid, sleepers, offered
-    cdef pthread_t handle
-    pthread_mutex_lock(&one_run)
-    if team_pid != getpid():   # after a fork the workers are gone
-        pthread_mutex_init(&sleep_lock, NULL)
-        pthread_cond_init(&woken, NULL)
-        sleepers = 0
-        workers = 0
-        team_pid = getpid()
-    while workers < threads - 1:
-        if workers + 1 >= MOST_THREADS or pthread_create(&handle, NULL, work, <void *> (workers + 1)):
-            pthread_mutex_unlock(&one_run)
+cdef void forget() noexcept nogil:
+    """In a forked child, whose only thread is the one that forked: nobody works, waits or computes."""
+    global sleepers, worker_count, next_ticket, turn, in_use, team_taken
+    cdef int64_t number
+    pthread_mutex_init(&sleep_lock, NULL)
+    pthread_cond_init(&woken, NULL)
+    pthread_mutex_init(&gate, NULL)
+    for number in range(WAITING_ROOMS):
+        pthread_cond_init(moved_on + number, NULL)
+    sleepers = worker_count = next_ticket = turn = in_use = 0
+    team_taken = False
+
+
+cdef bint enlist(int64_t threads, const cs_processors *here) noexcept nogil:
+    """Let the team have at least this many threads, all where the caller may run; False where the system refuses."""
+    global worker_count, workers_on
+    cdef int64_t number
+    if not cs_same_processors(here, &workers_on):
+        workers_on = here[0]
+        for number in range(worker_count):
+            cs_move_thread(workers[number], here)
+    while worker_count < threads - 1:
+        if worker_count + 1 >= MOST_THREADS:
             return False
-        pthread_detach(handle)
-        workers += 1
+        if pthread_create(workers + worker_count, NULL, work, <void *> (worker_count + 1)):
+            return False
+        pthread_detach(workers[worker_count])
+        worker_count += 1
     return True
 
 
-cdef void give_team() noexcept nogil:
-    """Let the next run have the team."""
-    pthread_mutex_unlock(&one_run)
+cdef int64_t share_of(int64_t threads) noexcept nogil:
+    """How many processors a run of so many threads takes: no more than there are."""
+    cdef int64_t count = cs_count_processors(&asked_for)
+    if quota:
+        count = min(count, quota)
+    return max(<int64_t> 1, min(threads, count))
+
+
+cdef bint may_begin(int64_t threads) noexcept nogil:
+    return in_use == 0 or (in_use + share_of(threads) <= share_of(MOST_THREADS) and not (threads > 1 and team_taken))
+
+
+cdef bint enter(int64_t threads, Stay *stay) noexcept nogil:
+    """Wait for processors, and with threads > 1 for the team, which then has as many threads, the caller among them.
+
+    Until leave() the caller's floating-point unit takes denormals for zeros, as the team's do.
+    False, and nothing to leave, where the system refuses the threads.
+    """
+    global next_ticket, turn, in_use, team_taken, asked_for
+    cdef int64_t ticket
+    cdef bint enlisted = True
+    cdef cs_processors here
+    pthread_mutex_lock(&gate)
+    if not cs_read_processors(&here):
+        here = asked_for
+    if in_use == 0 and turn == next_ticket:
+        asked_for = here
+    else:
+        cs_join_processors(&asked_for, &here)
+    ticket = next_ticket
+    next_ticket += 1
+    while ticket != turn or not may_begin(threads):
+        pthread_cond_wait(moved_on + ticket % WAITING_ROOMS, &gate)
+    turn += 1
+    stay.threads = threads
+    stay.processors = share_of(threads)
+    stay.mode = cs_read_mode()
+    in_use += stay.processors
+    if threads > 1:
+        team_taken = True
+        enlisted = enlist(threads, &here)
+    if turn != next_ticket:
+        pthread_cond_broadcast(moved_on + turn % WAITING_ROOMS)
+    pthread_mutex_unlock(&gate)
+    if enlisted:
+        cs_write_mode(stay.mode | CS_NO_DENORMALS)
+    else:
+        leave(stay)
+    return enlisted
+
+
+cdef void leave(Stay *stay) noexcept nogil:
+    """Let the next run have what enter() took, and the caller its floating-point unit as it was."""
+    global in_use, team_taken
+    cs_write_mode(stay.mode)
+    pthread_mutex_lock(&gate)
+    in_use -= stay.processors
+    if stay.threads > 1:
+        team_taken = False
+    if turn != next_ticket:
+        pthread_cond_broadcast(moved_on + turn % WAITING_ROOMS)
+    pthread_mutex_unlock(&gate)
 
 
 cdef void run_parts(Task task, void *arg, int64_t parts, int64_t threads) noexcept nogil:
     """Call task(arg, part, parts, thread) once for each part, on the threads that have time; return when all are done.
 
-    The caller is thread 0 and has the team; parts are at most 2^20.
+    The caller is thread 0 and has the team; parts are at most MOST_PARTS.
     """
-    cdef long number = (cs_get(&offered) >> PART_BITS) + 1
+    cdef uint64_t number = (cs_get_word(&offered) >> MOST_PARTS) + 1
     cdef Call *call = calls + (number & (CALLS - 1))
     cdef int spins = 0
     call.task = task
@@ -152,7 +302,7 @@ cdef void run_parts(Task task, void *arg, int64_t parts, int64_t threads) noexce
     call.parts = parts
     call.threads = threads
     cs_set(&call.done, 0)
-    cs_set(&offered, number << PART_BITS)
+    cs_set_word(&offered, number << MOST_PARTS)
     if cs_get(&sleepers):
         pthread_mutex_lock(&sleep_lock)
         pthread_cond_broadcast(&woken)
@@ -168,21 +318,19 @@ cdef void run_parts(Task task, void *arg, int64_t parts, int64_t threads) noexce
 
 
 def available_threads() -> int:
-    """Return how many processors this process may use: the affinity mask, and the cgroup's cpu.max rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()[:2]
-        if quota != "max":
-            count = min(count, max(1, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        pass  # no cgroup of version 2: the mask decides
-    return count
+    """Return how many processors the calling thread may use: the affinity mask, and the cgroups' limit rounded up."""
+    global quota
+    mask = processors.affinity()
+    quota = processors.quota(mask) or 0
+    return min(len(mask), quota or len(mask))
 
 
 def thread_count(asked: int | None = None) -> int:
     """Return the threads of a run: the number asked for, else CONVSERVE_THREADS, else all that are available."""
-    return asked or settings.get("THREADS") or available_threads()
+    available = available_threads()
+    return asked or settings.get("THREADS") or available
 
 
-pthread_mutex_init(&one_run, NULL)
+forget()
+cs_read_processors(&workers_on)
+pthread_atfork(NULL, NULL, forget)

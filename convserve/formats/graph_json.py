@@ -8,8 +8,9 @@ import numpy as np
 
 from convserve.errors import ConvserveError, ModelFormatError
 from convserve.formats.packing import is_winograd, packed_shapes, winograd_shapes
+from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Node, Output, Volume
-from convserve.graph.ops import OPS, infer_volumes
+from convserve.graph.ops import COMBINATIONS, LARGEST_P, OPS, infer_volumes
 
 __all__ = ["check_graph", "graph_from_json", "graph_to_json"]
 
@@ -42,34 +43,133 @@ _ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "activation": (lambda value: value in ("", "relu"), '"" or "relu"'),
     "group": (lambda value: _is_whole(value, 1), "a whole number above 0"),
     "size": (lambda value: _is_whole(value, 1), "a whole number above 0"),
+    "p": (lambda value: _is_whole(value, 1) and value <= LARGEST_P, f"a whole number from 1 to {LARGEST_P}"),
     "ceil_mode": (lambda value: isinstance(value, bool), "true or false"),
     "count_include_pad": (lambda value: isinstance(value, bool), "true or false"),
     "alpha": (_is_real, "a finite number"),
     "beta": (_is_real, "a finite number"),
     "bias": (_is_real, "a finite number"),
     "epsilon": (_is_real, "a finite number"),
+    "gamma": (_is_real, "a finite number"),
+    "min": (_is_real, "a finite number"),
+    "max": (_is_real, "a finite number"),
+    "exponent": (_is_real, "a finite number"),
+}
+
+def _one_of(*texts: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: isinstance(value, str) and value in texts), ", ".join(texts[:-1]) + f" or {texts[-1]}"
+
+
+def _is_signed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+# Poolings clip their windows to the input, so that padding below 0 at its end makes them crop it.
+_CROPPING_PADS: tuple[Callable[[Any], bool], str] = (
+    lambda value: _whole_numbers(4, -_LARGEST)(value) and min(value[:2]) >= 0,
+    "four whole numbers, the first two from 0",
+)
+# By the attribute's name, or where it is another thing to an operation, by both.
+_ATTRIBUTES |= {
+    "MaxPool.pads": _CROPPING_PADS,
+    "AveragePool.pads": _CROPPING_PADS,
+    "starts": (_whole_numbers(3, 0), "three whole numbers from 0"),
+    "ends": (_whole_numbers(3, 0), "three whole numbers from 0"),
+    "steps": (
+        lambda value: isinstance(value, tuple) and len(value) == 3 and all(_is_signed(step) and step for step in value),
+        "three whole numbers other than 0",
+    ),
+    "Pad.pads": (
+        lambda value: isinstance(value, tuple) and len(value) == 6 and all(map(_is_signed, value)),
+        "six whole numbers",
+    ),
+    "Pad.mode": _one_of("constant", "edge", "reflect", "wrap"),
+    "value": (_is_real, "a finite number"),
+    "blocksize": (_whole_numbers(2, 1), "two whole numbers above 0"),
+    "mode": _one_of("DCR", "CRD"),
+    "Resize.mode": _one_of("nearest", "linear", "cubic"),
+    "coordinate_transformation_mode": _one_of(
+        "half_pixel",
+        "half_pixel_symmetric",
+        "pytorch_half_pixel",
+        "align_corners",
+        "asymmetric",
+        "tf_crop_and_resize",
+        "tf_half_pixel_for_nn",
+    ),
+    "nearest_mode": _one_of("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
+    "antialias": (lambda value: isinstance(value, bool), "true or false"),
+    "exclude_outside": (lambda value: isinstance(value, bool), "true or false"),
+    "cubic_coeff_a": (_is_real, "a finite number"),
+    "extrapolation_value": (_is_real, "a finite number"),
+    "scales": (
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(_is_real(s) and s >= 0 for s in value),
+        "two numbers from 0",
+    ),
+    "sizes": (_whole_numbers(2, 0), "two whole numbers from 0"),
+    "roi": (
+        lambda value: isinstance(value, tuple) and len(value) in (0, 4) and all(map(_is_real, value)),
+        "four numbers or none",
+    ),
 }
 
 _WINDOW = {"kernel_shape", "strides", "dilations", "pads", "auto_pad"}
 _REQUIRED: dict[str, set[str]] = {
     "Conv": _WINDOW | {"group", "activation", "weight_shape"},
+    "LocallyConnected": _WINDOW | {"group"},
     "MaxPool": _WINDOW,
     "AveragePool": _WINDOW,
+    "LpPool": _WINDOW | {"p"},
+    "GlobalLpPool": {"p"},
+    "GroupNormalization": {"group", "epsilon"},
+    "LayerNormalization": {"epsilon"},
+    "LpNormalization": {"p", "epsilon"},
     "Flatten": {"kernel_shape"},
     "BatchNormalization": {"epsilon"},
     "LRN": {"size", "alpha", "beta", "bias"},
     "ChannelShuffle": {"group"},
+    **{
+        op: {name for name, default in activation.parameters.items() if default is None}
+        for op, activation in ACTIVATIONS.items()
+    },
+    "Slice": {"starts", "ends", "steps"},
+    "Pad": {"pads", "mode", "value"},
+    "DepthToSpace": {"blocksize", "mode"},
+    "SpaceToDepth": {"blocksize", "mode"},
+    "Resize": {
+        "mode",
+        "coordinate_transformation_mode",
+        "nearest_mode",
+        "antialias",
+        "exclude_outside",
+        "cubic_coeff_a",
+        "extrapolation_value",
+        "scales",
+        "sizes",
+        "roi",
+    },
 }
 _OPTIONAL: dict[str, set[str]] = {
     "MaxPool": {"ceil_mode", "count_include_pad"},
     "AveragePool": {"ceil_mode", "count_include_pad"},
+    "LpPool": {"ceil_mode", "count_include_pad"},
     "Gemm": {"activation"},
     "Affine": {"activation"},
-    "Add": {"activation"},
-    "Mul": {"activation"},
+    **{op: {"activation"} for op in ("LocallyConnected", *COMBINATIONS)},
+    **{op: set(activation.parameters) for op, activation in ACTIVATIONS.items()},
 }
-_INPUTS: dict[str, tuple[int, int]] = {"Conv": (1, 2), "Add": (2, 1 << 16), "Mul": (2, 1 << 16), "Concat": (1, 1 << 16)}
-_PER_CHANNEL = {"Affine": ("scale", "shift"), "BatchNormalization": ("scale", "bias", "mean", "var")}
+_INPUTS: dict[str, tuple[int, int]] = {
+    "Conv": (1, 2),
+    "Concat": (1, 1 << 16),
+    **dict.fromkeys(COMBINATIONS, (2, 1 << 16)),
+}
+_PER_CHANNEL = {
+    "Affine": ("scale", "shift"),
+    "BatchNormalization": ("scale", "bias", "mean", "var"),
+    "GroupNormalization": ("scale", "bias"),
+    "LayerNormalization": ("scale", "bias"),
+    "PRelu": ("slope",),
+}
 
 
 def _check_attributes(node: Node) -> None:
@@ -80,7 +180,7 @@ def _check_attributes(node: Node) -> None:
     for name, value in node.attrs.items():
         if name not in allowed:
             raise ModelFormatError(f"{node} has the attribute {name!r}, which {node.op} does not have")
-        fits, wanted = _ATTRIBUTES[name]
+        fits, wanted = _ATTRIBUTES.get(f"{node.op}.{name}") or _ATTRIBUTES[name]
         if not fits(value):
             raise ModelFormatError(f"{node} has {name} = {value!r}; it must be {wanted}")
 
@@ -88,6 +188,9 @@ def _check_attributes(node: Node) -> None:
 def _param_shapes(node: Node, ins: list[Volume]) -> dict[str, tuple[int, ...]]:
     if node.op == "Conv":
         return packed_shapes(node) | (winograd_shapes(node) if is_winograd(node) else {})
+    if node.op == "LocallyConnected":
+        rows, columns, group, taps, filters = node.params["weight"].shape
+        return {"weight": (rows, columns, group, taps, filters), "bias": (rows, columns, group * filters)}
     if node.op == "Gemm":
         outputs = node.params["weight"].shape[0]
         return {"weight": (outputs, ins[0].channels), "bias": (outputs,)}
@@ -100,10 +203,19 @@ def _check_params(node: Node, ins: list[Volume]) -> None:
         raise ModelFormatError(f"{node} has the parameters {sorted(node.params)}; it must have {sorted(shapes)}")
     for name, shape in shapes.items():
         array = node.params[name]
-        if array.dtype != np.float32:
-            raise ModelFormatError(f"{node}: the parameter {name} is {array.dtype}; it must be float32")
+        allowed = ("float32", "float16", "uint16 (bfloat16)") if name == "panels" else ("float32",)
+        if array.dtype.name not in (text.split()[0] for text in allowed):
+            raise ModelFormatError(f"{node}: the parameter {name} is {array.dtype}; it must be {' or '.join(allowed)}")
         if array.shape != shape:
             raise ModelFormatError(f"{node}: the parameter {name} has shape {array.shape}; it must be {shape}")
+
+
+def _check_resize(node: Node) -> None:
+    attrs = node.attrs
+    if any(not scale and not size for scale, size in zip(attrs["scales"], attrs["sizes"], strict=True)):
+        raise ModelFormatError(f"{node} has neither scale nor size: {attrs['scales']} and {attrs['sizes']}")
+    if (attrs["coordinate_transformation_mode"] == "tf_crop_and_resize") != bool(attrs["roi"]):
+        raise ModelFormatError(f"{node} has the roi {attrs['roi']}, which belongs to tf_crop_and_resize")
 
 
 def _check_node(node: Node, ins: list[Volume]) -> None:
@@ -112,8 +224,8 @@ def _check_node(node: Node, ins: list[Volume]) -> None:
         raise ModelFormatError(
             f"{node} has kernel_shape {node.attrs['kernel_shape']}, but weights {node.attrs['weight_shape']}"
         )
-    if node.op == "ChannelShuffle" and ins[0].channels % node.attrs["group"]:
-        raise ModelFormatError(f"{node} cannot divide {ins[0].channels} channels into {node.attrs['group']} groups")
+    if node.op == "LpNormalization" and node.attrs["p"] > 2:
+        raise ModelFormatError(f"{node} has p = {node.attrs['p']}; it must be 1 or 2")
 
 
 def check_graph(graph: Graph) -> None:
@@ -126,12 +238,15 @@ def check_graph(graph: Graph) -> None:
         if node.op not in OPS:
             raise ModelFormatError(f"{node} is no operation that convserve knows ({', '.join(OPS)})")
         _check_attributes(node)
+        if node.op == "Resize":
+            _check_resize(node)
         low, high = _INPUTS.get(node.op, (1, 1))
         if not low <= len(node.inputs) <= high:
             raise ModelFormatError(f"{node} reads {len(node.inputs)} tensor(s); {node.op} reads {low} to {high}")
         # Inferring the volumes reads this shape.
-        if node.op == "Gemm" and ("weight" not in node.params or node.params["weight"].ndim != 2):
-            raise ModelFormatError(f"{node} lacks a weight of two dimensions")
+        rank = {"Gemm": 2, "LocallyConnected": 5}.get(node.op)
+        if rank and ("weight" not in node.params or node.params["weight"].ndim != rank):
+            raise ModelFormatError(f"{node} lacks a weight of {rank} dimensions")
     try:
         graph.check()
         volume = graph.input_volume
@@ -230,7 +345,7 @@ def _output_from_json(record: Any, number: int) -> Output:
 
 
 def graph_from_json(record: Any, tensors: Mapping[str, np.ndarray]) -> Graph:
-    """Return the packed graph of what graph_to_json gave; tensors are the file's float32 arrays by name.
+    """Return the packed graph of what graph_to_json gave; tensors are the file's arrays by name.
 
     Raises ModelFormatError for anything missing, of the wrong type or contradictory.
     """

@@ -9,18 +9,20 @@ attribute "weight_shape", the (M, C/group, kh, kw) of its weight.
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from convserve.errors import ModelError
+from convserve.formats.storage import WEIGHT_TYPES, aligned_empty, narrowed, stored_type, widened
 from convserve.graph.ir import Graph, Node
 from convserve.graph.ops import weight_shape
 
 __all__ = [
-    "ALIGNMENT",
     "PANEL",
-    "aligned_empty",
+    "WINOGRAD_REACH",
+    "Packing",
     "is_depthwise",
     "is_packed",
     "is_winograd",
@@ -37,18 +39,11 @@ __all__ = [
     "unpack_graph",
     "unpack_node",
     "winograd_shapes",
+    "winograd_tile",
 ]
 
 PANEL = 16
-ALIGNMENT = 64
-
-
-def aligned_empty(shape: tuple[int, ...], *, alignment: int = ALIGNMENT) -> np.ndarray:
-    """Return an uninitialised C-contiguous float32 array whose first byte lies at a multiple of alignment."""
-    size = 4 * math.prod(shape)
-    room = np.empty(size + alignment, np.uint8)
-    begin = -room.ctypes.data % alignment
-    return room[begin : begin + size].view(np.float32).reshape(shape)
+PIECE_BYTES = 8 << 20
 
 
 def _panel_count(channels: int, group: int) -> int:
@@ -95,11 +90,11 @@ def pack_conv(weight: np.ndarray, group: int) -> np.ndarray:
 
 
 def unpack_conv(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the weight, float32 of the given shape (M, C/group, kh, kw), from its panels."""
+    """Return the weight, float32 of the given shape (M, C/group, kh, kw), from its panels as they are stored."""
     outputs, channels, kernel_h, kernel_w = shape
     group, count = panels.shape[:2]
     _check_groups(outputs, group)
-    tiles = panels.reshape(group, count, kernel_h, kernel_w, channels, PANEL).transpose(0, 1, 5, 4, 2, 3)
+    tiles = widened(panels).reshape(group, count, kernel_h, kernel_w, channels, PANEL).transpose(0, 1, 5, 4, 2, 3)
     lanes = tiles.reshape(group, count * PANEL, channels, kernel_h, kernel_w)
     return np.ascontiguousarray(lanes[:, : outputs // group]).reshape(shape)
 
@@ -135,42 +130,60 @@ def unpack_depthwise(taps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(taps.T).reshape(shape)
 
 
-# G of Lavin and Gray's F(4x4, 3x3), arXiv 1509.09308: points 0, 1, -1, 2, -2 and infinity
-_WINOGRAD_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+# Winograd's tiles are of 6x6 inputs for any filter, so that points and input transform are the same
+WINOGRAD_REACH = 6
+_POINTS = np.array([0.0, 1, -1, 2, -2])
+_SPREADS = np.array([4.0, -6, -6, 24, 24])
 
 
-def pack_winograd(weight: np.ndarray) -> np.ndarray:
-    """Return the transformed panels, float32 (36, panels, C, 16), of a weight (M, C, 3, 3): U = G w G^T.
+def winograd_tile(node: Node) -> int:
+    """Return how many outputs along one axis a Winograd tile of a Conv node has: 4 for 3x3 filters, 2 for 5x5."""
+    return WINOGRAD_REACH + 1 - weight_shape(node)[2]
 
-    Computed in float64 and rounded once; panel p holds the output channels from 16p on, zeros behind the last.
+
+def _winograd_g(kernel: int) -> np.ndarray:
+    # G of Lavin and Gray, arXiv 1509.09308: powers of the points over the products of their distances, and infinity
+    finite = _POINTS[:, None] ** np.arange(kernel) / _SPREADS[:, None]
+    return np.vstack([finite, np.eye(kernel)[-1]])
+
+
+def pack_winograd(weight: np.ndarray, group: int = 1) -> np.ndarray:
+    """Return the transformed panels, float32 (36, group*panels, C/group, 16), of a weight (M, C/group, r, r).
+
+    U = G w G^T, computed in float64 and rounded once; panel p of a group holds its output channels from 16p on,
+    zeros behind the last.
     """
-    outputs, channels = weight.shape[:2]
-    count = _panel_count(outputs, 1)
-    panels = aligned_empty((36, count, channels, PANEL))
-    for p in range(count):
-        part = weight[p * PANEL : (p + 1) * PANEL].astype(np.float64)
-        points = np.einsum("xi,mcij,yj->xycm", _WINOGRAD_G, part, _WINOGRAD_G, optimize=True)
-        panels[:, p, :, : len(part)] = points.reshape(36, channels, len(part))
-        panels[:, p, :, len(part) :] = 0
+    outputs, channels, kernel, _ = weight.shape
+    count = _panel_count(outputs, group)
+    transform = _winograd_g(kernel)
+    panels = aligned_empty((36, group * count, channels, PANEL))
+    for g, filters in enumerate(np.split(weight, group)):
+        for p in range(count):
+            part = filters[p * PANEL : (p + 1) * PANEL].astype(np.float64)
+            points = np.einsum("xi,mcij,yj->xycm", transform, part, transform, optimize=True)
+            panels[:, g * count + p, :, : len(part)] = points.reshape(36, channels, len(part))
+            panels[:, g * count + p, :, len(part) :] = 0
     return panels
 
 
 def winograd_shapes(node: Node) -> dict[str, tuple[int, ...]]:
     """Return the shape of the param that a Conv node run as Winograd has besides its others, by its name.
 
-    Raises ModelError for a Conv that cannot be run so: another filter than 3x3, strides, dilations, groups.
+    Raises ModelError for a Conv that cannot be run so: another filter than 3x3 or 5x5, strides, dilations.
     """
     outputs, channels, *kernel = weight_shape(node)
     attrs = node.attrs
-    if kernel != [3, 3] or attrs["group"] != 1 or attrs["auto_pad"] != "NOTSET":
-        raise ModelError(f"{node} has transformed weights; only 3x3 filters in one group can have them")
+    _check_groups(outputs, attrs["group"])
+    if kernel not in ([3, 3], [5, 5]) or attrs["auto_pad"] != "NOTSET":
+        raise ModelError(f"{node} has transformed weights; only 3x3 and 5x5 filters can have them")
     if tuple(attrs["strides"]) != (1, 1) or tuple(attrs["dilations"]) != (1, 1):
         raise ModelError(f"{node} has transformed weights; only stride 1 and dilation 1 can have them")
-    return {"winograd_panels": (36, _panel_count(outputs, 1), channels, PANEL)}
+    group = attrs["group"]
+    return {"winograd_panels": (36, group * _panel_count(outputs, group), channels, PANEL)}
 
 
 def is_winograd(node: Node) -> bool:
-    """Tell whether a Conv node has transformed panels, so that it runs as Winograd's F(4x4, 3x3)."""
+    """Tell whether a Conv node has transformed panels, so that it runs as Winograd's F(4x4, 3x3) or F(2x2, 5x5)."""
     return "winograd_panels" in node.params
 
 
@@ -188,22 +201,31 @@ def packed_shapes(node: Node) -> dict[str, tuple[int, ...]]:
     return {"panels": (group, count, kernel_h * kernel_w * channels, PANEL), "bias_panels": (group, count * PANEL)}
 
 
+def _bias_of(node: Node) -> np.ndarray:
+    bias = node.params.get("bias")
+    return np.zeros(weight_shape(node)[0], np.float32) if bias is None else bias
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    copy = aligned_empty(array.shape)
+    copy[...] = array
+    return copy
+
+
+_PACKED: dict[str, Callable[[Node], np.ndarray]] = {
+    "panels": lambda node: pack_conv(node.params["weight"], node.attrs["group"]),
+    "bias_panels": lambda node: pack_bias(_bias_of(node), node.attrs["group"]),
+    "taps": lambda node: pack_depthwise(node.params["weight"]),
+    "bias": lambda node: _aligned(_bias_of(node)),
+}
+
+
 def pack_node(node: Node) -> Node:
     """Return a Conv node with packed params; any other node, and a packed one, as it is."""
     if node.op != "Conv" or is_packed(node):
         return node
-    weight, group = node.params["weight"], node.attrs["group"]
-    bias = node.params.get("bias")
-    if bias is None:
-        bias = np.zeros(weight.shape[0], np.float32)
-    if is_depthwise(node):
-        aligned_bias = aligned_empty(bias.shape)
-        aligned_bias[...] = bias
-        packed = {"taps": pack_depthwise(weight), "bias": aligned_bias}
-    else:
-        packed = {"panels": pack_conv(weight, group), "bias_panels": pack_bias(bias, group)}
-    attrs = {**node.attrs, "weight_shape": tuple(map(int, weight.shape))}
-    return node.changed(attrs=attrs, params=packed)
+    attrs = {**node.attrs, "weight_shape": tuple(map(int, weight_shape(node)))}
+    return node.changed(attrs=attrs, params={name: _PACKED[name](node) for name in packed_shapes(node)})
 
 
 def unpack_node(node: Node) -> Node:
@@ -218,6 +240,95 @@ def unpack_node(node: Node) -> Node:
         bias = unpack_bias(node.params["bias_panels"], shape[0])
     attrs = {name: value for name, value in node.attrs.items() if name != "weight_shape"}
     return node.changed(attrs=attrs, params={"weight": weight, "bias": bias})
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a graph's layers are packed.
+
+    transformed: outputs of the nodes that get Winograd's panels too. weights: what panels are stored as, "fp32",
+    "fp16" or "bf16", rounded to nearest, ties to even; None: as they are. Winograd's panels stay float32, made of the
+    stored weights: rounding them as well multiplies the error and saves no time.
+    """
+
+    transformed: frozenset[str] = field(default_factory=frozenset)
+    weights: str | None = None
+
+    def outline(self, graph: Graph) -> Graph:
+        """Return the packed graph with the shapes and types of what is not packed yet: values that take no memory."""
+        return replace(graph, nodes=[self._outlined(node) for node in graph.nodes])
+
+    def _outlined(self, node: Node) -> Node:
+        if node.op != "Conv":
+            return node
+        dtypes = {"panels": WEIGHT_TYPES[self._stored_as(node)]}
+        nothing = {name: np.zeros((), dtypes.get(name, np.float32)) for name in self._shapes(node)}
+        params = {name: np.broadcast_to(nothing[name], shape) for name, shape in self._shapes(node).items()}
+        attrs = {**node.attrs, "weight_shape": tuple(map(int, weight_shape(node)))}
+        return node.changed(attrs=attrs, params=params | self._kept(node))
+
+    def _shapes(self, node: Node) -> dict[str, tuple[int, ...]]:
+        transforms = node.output in self.transformed or is_winograd(node)
+        return packed_shapes(node) | (winograd_shapes(node) if transforms else {})
+
+    def _stored_as(self, node: Node) -> str:
+        return self.weights or (stored_type(node.params["panels"]) if "panels" in node.params else "fp32")
+
+    def _kept(self, node: Node) -> dict[str, np.ndarray]:
+        """Return the params that are packed already as they have to be."""
+        if not is_packed(node):
+            return {}
+        if "panels" not in node.params or stored_type(node.params["panels"]) == self._stored_as(node):
+            return node.params
+        return {name: array for name, array in node.params.items() if name not in ("panels", "winograd_panels")}
+
+    def pieces(self, node: Node) -> Iterator[np.ndarray]:
+        """Yield the values of a node's packed params one behind the other, in the outline's order.
+
+        A piece may be a part of a large param. Who keeps none of them holds little memory at a time. Raises
+        ModelError for a weight that is too large for the type that it is stored as.
+        """
+        if node.op != "Conv":
+            yield from node.params.values()
+            return
+        kept, stored = self._kept(node), self._stored_as(node)
+        for name in self._shapes(node):
+            if name in kept:
+                yield kept[name]
+            elif name == "panels":
+                for values in _panel_pieces(node):
+                    yield _rounded(node, values, stored)
+            elif name == "winograd_panels":
+                weight = widened(_rounded(node, unpack_node(node).params["weight"], stored))
+                yield pack_winograd(weight, node.attrs["group"])
+            else:
+                yield _PACKED[name](node)
+
+
+def _rounded(node: Node, values: np.ndarray, weights: str) -> np.ndarray:
+    if weights == "fp32":
+        return values
+    stored = narrowed(values, weights)
+    lost = np.isinf(widened(stored)) & np.isfinite(values)
+    if lost.any():
+        hint = "bf16" if weights == "fp16" else "fp32"
+        raise ModelError(f"{node} has the weight {values[lost][0]:g}, too large for {weights}; {hint} can hold it")
+    return stored
+
+
+def _panel_pieces(node: Node) -> Iterator[np.ndarray]:
+    if is_packed(node):
+        panels = node.params["panels"]
+        yield from (widened(panels[place]) for place in np.ndindex(panels.shape[:2]))
+        return
+    weight, group = node.params["weight"], node.attrs["group"]
+    per_group = weight.shape[0] // group
+    filter_bytes = 4 * math.prod(weight.shape[1:])
+    channels = max(1, PIECE_BYTES // (filter_bytes * PANEL)) * PANEL
+    for g in range(group):
+        for first in range(0, per_group, channels):
+            begin = g * per_group + first
+            yield pack_conv(weight[begin : begin + min(channels, per_group - first)], 1)
 
 
 def pack_graph(graph: Graph) -> Graph:

@@ -68,6 +68,17 @@ class Output:
     tensor: str
     shape: tuple[int | None, ...] | None = None
 
+    def shaped(self, y: np.ndarray) -> np.ndarray:
+        """Return volumes (N, C, H, W) in the declared shape, N first, as far as the image decides it."""
+        if self.shape is None:
+            return y
+        sizes = [y.shape[0], *self.shape]
+        if sizes.count(None) == 1:
+            sizes[sizes.index(None)] = -1
+        elif None in sizes:
+            return y
+        return y.reshape(sizes)  # type: ignore[arg-type]
+
 
 @dataclass(slots=True)
 class Graph:

@@ -10,39 +10,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convserve.errors import ModelError, ShapeError
+from convserve.graph import moves, transposed
+from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Node, Volume
+from convserve.graph.window import POINT, Window, Windows
 
-__all__ = ["OPS", "OpSpec", "Window", "explicit_pads", "infer_volumes", "weight_shape", "windows"]
+__all__ = [
+    "COMBINATIONS",
+    "LARGEST_P",
+    "LARGEST_SIDE",
+    "OPS",
+    "OpSpec",
+    "Window",
+    "explicit_pads",
+    "infer_volumes",
+    "slides",
+    "weight_shape",
+    "windows",
+]
 
+COMBINATIONS = ("Add", "Sub", "Mul", "Div", "Max", "Min")
+"""Arithmetic of several tensors, from the first to the last, with an activation behind it."""
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What one output position reads along one axis: output o reads o*stride - pad_begin + i*dilation, 0 <= i < kernel.
+LARGEST_P = 64
+"""The highest norm that is pooled by: |x|^p takes so many multiplications."""
 
-    A stride of 0 is an input that every output position reads whole. repeat: so many neighbouring outputs read
-    the same positions (o // repeat in place of o).
-    """
-
-    kernel: int = 1
-    stride: int = 1
-    pad_begin: int = 0
-    pad_end: int = 0
-    dilation: int = 1
-    repeat: int = 1
-
-    @property
-    def extent(self) -> int:
-        """Positions from the first that is read to the last, both included."""
-        return self.dilation * (self.kernel - 1) + 1
-
-    def reads(self, begin: int, end: int) -> tuple[int, int]:
-        """Return the input positions [lo, hi) behind output positions [begin, end), not clipped to the input."""
-        first, last = begin // self.repeat, (end - 1) // self.repeat
-        return first * self.stride - self.pad_begin, last * self.stride - self.pad_begin + self.extent
-
-
-POINT = Window()
-Windows = tuple[Window, Window]
+LARGEST_SIDE = 1 << 40
+"""Pixels of an image's longest side: what is planned for it still counts in 64 bits."""
 
 
 def weight_shape(node: Node) -> tuple[int, ...]:
@@ -176,6 +170,25 @@ def _same(node: Node, ins: list[Volume]) -> Volume:
     return ins[0]
 
 
+def _grouped(node: Node, ins: list[Volume]) -> Volume:
+    if ins[0].channels % node.attrs["group"]:
+        raise ModelError(f"{node} cannot divide {ins[0].channels} channels into {node.attrs['group']} groups")
+    return ins[0]
+
+
+def _local_volume(node: Node, ins: list[Volume]) -> Volume:
+    rows, columns, group, taps, filters = node.params["weight"].shape
+    out = _slid(node, ins[0], group * filters)
+    if node.attrs["group"] != group or taps * group != ins[0].channels * math.prod(node.attrs["kernel_shape"]):
+        raise ModelError(
+            f"{node}: weights {node.params['weight'].shape} do not fit an input of {ins[0].channels} channels, windows "
+            f"of {node.attrs['kernel_shape']} and {node.attrs['group']} group(s)"
+        )
+    if (out.height or rows, out.width or columns) != (rows, columns):
+        raise ShapeError(f"{node} has filters for {rows}x{columns} positions, its input has {out.height}x{out.width}")
+    return Volume(out.channels, rows, columns)
+
+
 def _no_flops(node: Node, ins: list[Volume], out: Volume) -> int:
     return 0
 
@@ -200,14 +213,23 @@ class OpSpec:
     volume: output volume from input volumes. slides: whether every output position applies the same
     function to its own window, so that a larger image gives a map. windowed: reads through
     kernel_shape/strides/pads/dilations; pads_zero: padding is physical zeros, else windows are clipped.
+    whole: every output position reads the whole input; broadcasts: inputs of height or width 1 are read at
+    their only row or column everywhere.
+    windows: the windows of one that reads in another way.
     """
 
     volume: Callable[[Node, list[Volume]], Volume]
     flops: Callable[[Node, list[Volume], Volume], int] = _no_flops
-    slides: bool = True
+    slides: bool | Callable[[Node], bool] = True
     windowed: bool = False
     pads_zero: bool = False
     whole: bool = False
+    broadcasts: bool = False
+    windows: Callable[[Node, list[Volume]], Windows] | None = None
+
+
+def _combining_flops(node: Node, ins: list[Volume], out: Volume) -> int:
+    return (len(ins) - 1) * out.values
 
 
 OPS: dict[str, OpSpec] = {
@@ -218,19 +240,45 @@ OPS: dict[str, OpSpec] = {
         lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True
     ),
     "GlobalMaxPool": OpSpec(lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True),
+    "LpPool": OpSpec(lambda node, ins: _slid(node, ins[0], ins[0].channels), _window_flops, windowed=True),
+    "GlobalLpPool": OpSpec(lambda node, ins: Volume(ins[0].channels, 1, 1), _window_flops, slides=False, whole=True),
+    "LocallyConnected": OpSpec(
+        _local_volume,
+        lambda node, ins, out: 2 * out.values * node.params["weight"].shape[3],
+        slides=False,
+        windowed=True,
+    ),
     "Gemm": OpSpec(_gemm_volume, _weighted_flops),
     "Flatten": OpSpec(_flatten_volume),
     "BatchNormalization": OpSpec(_same, _flops_per_value(2)),
+    "GroupNormalization": OpSpec(_grouped, _flops_per_value(7), slides=False, whole=True),
+    "LayerNormalization": OpSpec(_same, _flops_per_value(7)),
+    "LpNormalization": OpSpec(_same, _flops_per_value(3)),
     "Affine": OpSpec(_same, _flops_per_value(2)),
-    "Relu": OpSpec(_same, _flops_per_value(1)),
-    "Add": OpSpec(_broadcast_volume, lambda node, ins, out: (len(ins) - 1) * out.values),
-    "Mul": OpSpec(_broadcast_volume, lambda node, ins, out: (len(ins) - 1) * out.values),
+    **{name: OpSpec(_same, _flops_per_value(activation.flops)) for name, activation in ACTIVATIONS.items()},
+    "PRelu": OpSpec(_same, _flops_per_value(2)),
+    **{name: OpSpec(_broadcast_volume, _combining_flops, broadcasts=True) for name in COMBINATIONS},
     "Concat": OpSpec(_concat_volume),
     "LRN": OpSpec(_same, lambda node, ins, out: (2 * node.attrs["size"] + 5) * out.values),
     "Softmax": OpSpec(_same, _flops_per_value(5)),
-    "ChannelShuffle": OpSpec(_same),
+    "LogSoftmax": OpSpec(_same, _flops_per_value(5)),
+    "ChannelShuffle": OpSpec(_grouped),
     "Identity": OpSpec(_same),
+    "Slice": OpSpec(moves.slice_volume, slides=moves.keeps_places, windows=moves.slice_windows),
+    "Pad": OpSpec(moves.pad_volume, slides=moves.keeps_places, windows=moves.pad_windows),
+    "Resize": OpSpec(moves.resize_volume, moves.resize_flops, slides=False, windows=moves.resize_windows),
+    "DepthToSpace": OpSpec(moves.depth_to_space_volume, slides=False, windows=moves.depth_to_space_windows),
+    "SpaceToDepth": OpSpec(moves.space_to_depth_volume, windows=moves.space_to_depth_windows),
+    "ConvTranspose": OpSpec(
+        transposed.transposed_volume, transposed.transposed_flops, slides=False, windows=transposed.transposed_windows
+    ),
 }
+
+
+def slides(node: Node) -> bool:
+    """Tell whether every output position of a node applies the same function to its own window."""
+    found = OPS[node.op].slides
+    return found if isinstance(found, bool) else found(node)
 
 
 def windows(node: Node, index: int, ins: list[Volume]) -> Windows:
@@ -242,7 +290,9 @@ def windows(node: Node, index: int, ins: list[Volume]) -> Windows:
         return Window(node.attrs["kernel_shape"][0]), Window(node.attrs["kernel_shape"][1])
     if spec.whole:
         return _whole(volume)
-    if node.op in ("Add", "Mul"):
+    if spec.windows:
+        return spec.windows(node, ins)
+    if spec.broadcasts:
         out = spec.volume(node, ins)
         vertical = Window(stride=0) if volume.height == 1 and out.height != 1 else POINT
         horizontal = Window(stride=0) if volume.width == 1 and out.width != 1 else POINT
@@ -253,9 +303,12 @@ def windows(node: Node, index: int, ins: list[Volume]) -> Windows:
 def infer_volumes(graph: Graph, height: int | None = None, width: int | None = None) -> dict[str, Volume]:
     """Return the volume of every tensor for an image of height x width (default: the graph's own input size).
 
-    Raises ShapeError where a layer's window does not fit, ModelError where volumes contradict weights.
+    Raises ShapeError where a layer's window does not fit or a side is longer than LARGEST_SIDE, ModelError where
+    volumes contradict weights.
     """
     declared = graph.input_volume
+    if max(height or 0, width or 0) > LARGEST_SIDE:
+        raise ShapeError(f"the image is {height}x{width}; allowed: at most {LARGEST_SIDE} pixels a side")
     volumes = {graph.input_name: Volume(declared.channels, height or declared.height, width or declared.width)}
     for node in graph.nodes:
         volumes[node.output] = OPS[node.op].volume(node, [volumes[tensor] for tensor in node.inputs])

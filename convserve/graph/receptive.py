@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from convserve.graph.ir import Graph, Volume
 from convserve.graph.ops import Window, windows
@@ -15,19 +16,21 @@ Interval = tuple[int, int]
 class Field:
     """What a tensor's positions see along one axis: o sees the pixels [o*jump + offset, o*jump + offset + size).
 
-    Pixels outside the image are padding. A jump of 0 is a tensor all of whose positions see the same pixels.
+    Pixels outside the image are padding. A jump of 0 is a tensor all of whose positions see the same pixels; one
+    that is no whole number, or belongs to several positions that see the same, says how far they move on average.
     """
 
     size: int = 1
-    jump: int = 1
+    jump: int | Fraction = 1
     offset: int = 0
 
     def through(self, window: Window) -> "Field":
         """Return the field of what reads this tensor through a window."""
+        jump = Fraction(self.jump * window.stride, window.repeat)
         return Field(
-            self.size + (window.extent - 1) * self.jump,
-            self.jump * window.stride,
-            self.offset - window.pad_begin * self.jump,
+            math.ceil(self.size + (window.extent - 1) * self.jump),
+            int(jump) if jump.denominator == 1 else jump,
+            math.floor(self.offset - window.pad_begin * self.jump),
         )
 
     def joined(self, other: "Field") -> "Field":
@@ -57,8 +60,8 @@ def _clean(interval: Interval, window: Window, size: int, positions: int) -> Int
     low, high = interval
     if not window.stride:
         return (0, positions) if (low, high) == (0, size) else (positions, positions)
-    first = math.ceil((low + window.pad_begin) / window.stride)
-    last = (high - window.extent + window.pad_begin) // window.stride
+    first = math.ceil((low + window.pad_begin) / window.stride) * window.repeat
+    last = (high - window.extent + window.pad_begin) // window.stride * window.repeat + window.repeat - 1
     first = min(max(first, 0), positions)
     return first, max(min(last + 1, positions), first)
 

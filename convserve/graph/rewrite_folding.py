@@ -43,7 +43,10 @@ def _lowered(node: Node) -> Node:
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """Fold chains of Affine nodes into the Conv, Gemm or Affine before them, where nothing else reads in between."""
+    """Fold chains of Affine nodes into the Conv, ConvTranspose, Gemm or Affine before them.
+
+    Only where nothing else reads in between.
+    """
     readers, shown = graph.readers(), graph.output_tensors()
     folded: set[str] = set()
     nodes = []
@@ -69,7 +72,8 @@ def _affines_behind(node: Node, readers: dict[str, list[Node]], shown: set[str])
 
 
 def _takes_affine(node: Node) -> bool:
-    return node.op in ("Conv", "Gemm", "Affine") and not node.attrs.get("activation") and len(node.inputs) == 1
+    takes = node.op in ("Conv", "ConvTranspose", "Gemm", "Affine")
+    return takes and not node.attrs.get("activation") and len(node.inputs) == 1
 
 
 def _with_affines(node: Node, chain: list[Node]) -> Node:
@@ -81,13 +85,20 @@ def _with_affines(node: Node, chain: list[Node]) -> Node:
     if node.op == "Affine":
         params = {"scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
     else:
-        weight = node.params["weight"]
-        by_filter = scale.reshape(-1, *(1,) * (weight.ndim - 1))
         params = {
-            "weight": (weight * by_filter).astype(np.float32),
+            "weight": (node.params["weight"] * _by_filter(node, scale)).astype(np.float32),
             "bias": (node.params["bias"].astype(np.float64) * scale + shift).astype(np.float32),
         }
     attrs = dict(node.attrs)
     if node.op != "Gemm":
         attrs["activation"] = chain[-1].attrs["activation"]
     return node.changed(output=chain[-1].output, attrs=attrs, params={**node.params, **params})
+
+
+def _by_filter(node: Node, scale: np.ndarray) -> np.ndarray:
+    """Return one value per filter in a shape that multiplies the node's weight."""
+    shape = node.params["weight"].shape
+    if node.op != "ConvTranspose":
+        return scale.reshape(-1, *(1,) * (len(shape) - 1))
+    group = node.attrs["group"]
+    return np.repeat(scale.reshape(group, -1), shape[0] // group, axis=0)[:, :, None, None]

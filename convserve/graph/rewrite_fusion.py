@@ -3,16 +3,17 @@
 from dataclasses import replace
 
 from convserve.graph.ir import Graph, Node
+from convserve.graph.ops import COMBINATIONS
 from convserve.graph.rewrite_windows import known_volumes
 
 __all__ = ["fuse_activation", "fuse_residual"]
 
 ACTIVATIONS = {"Relu": "relu"}
-TAKE_ACTIVATION = ("Conv", "Affine", "Add", "Mul")
+TAKE_ACTIVATION = ("Conv", "ConvTranspose", "LocallyConnected", "Affine", *COMBINATIONS)
 
 
 def fuse_activation(graph: Graph) -> Graph:
-    """Let a Conv, Affine, Add or Mul apply the activation behind it, where nothing else reads what lies between."""
+    """Let a Conv, Affine or combination apply the activation behind it, where nothing else reads what lies between."""
     readers, shown = graph.readers(), graph.output_tensors()
     fused: set[str] = set()
     nodes = []

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from convserve.errors import ModelError, ShapeError
+from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Node, Volume
 from convserve.graph.ops import explicit_pads, infer_volumes
 
@@ -45,7 +46,7 @@ def resolve_auto_pad(graph: Graph, *, window: tuple[int, int] | None = None) -> 
 
 def global_pooling_to_window(graph: Graph, *, window: tuple[int, int] | None = None) -> Graph:
     """Turn global pooling into pooling with stride 1 over the size that its input has at the window."""
-    pooled = {"GlobalAveragePool": "AveragePool", "GlobalMaxPool": "MaxPool"}
+    pooled = {"GlobalAveragePool": "AveragePool", "GlobalMaxPool": "MaxPool", "GlobalLpPool": "LpPool"}
     if not any(node.op in pooled for node in graph.nodes):
         return graph
     volumes = known_volumes(graph, window)
@@ -61,6 +62,7 @@ def global_pooling_to_window(graph: Graph, *, window: tuple[int, int] | None = N
                 "auto_pad": "NOTSET",
                 "ceil_mode": False,
                 "count_include_pad": False,
+                **node.attrs,
             }
             changed[node.output] = node.changed(op=pooled[node.op], attrs=attrs)
     if not changed:
@@ -71,8 +73,8 @@ def global_pooling_to_window(graph: Graph, *, window: tuple[int, int] | None = N
 def flatten_to_conv(graph: Graph) -> Graph:
     """Turn each Gemm into a Conv: of the flattened window's size behind a Flatten, else 1x1.
 
-    Relu, Identity and Affine nodes between Flatten and Gemm move before the flattening, if an Affine has one
-    scale and shift for all pixels of a channel. A Flatten that nothing reads any more is dropped.
+    Activations, Identity and Affine nodes between Flatten and Gemm move before the flattening, if their parameters
+    are the same for all pixels of a channel. A Flatten that nothing reads any more is dropped.
     """
     if not any(node.op == "Gemm" for node in graph.nodes):
         return graph
@@ -105,7 +107,7 @@ def _flatten_before(
     """Return the Flatten that a Gemm reads, and the movable nodes between the two, in order."""
     between: list[Node] = []
     node = producers.get(gemm.inputs[0])
-    while node is not None and node.op in ("Relu", "Identity", "Affine"):
+    while node is not None and node.op in ("Identity", "Affine", "PRelu", *ACTIVATIONS):
         if node.output in shown or len(readers[node.output]) != 1:
             return None, []
         between.insert(0, node)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from convserve import settings
 from convserve.errors import ImageError, InputError
@@ -25,6 +25,7 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Im
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _OPENING = threading.Lock()
+BAND_BYTES = 1 << 20
 
 
 @lru_cache(maxsize=1)
@@ -82,14 +83,27 @@ def _flattened(image: Image.Image, what: str, *, gray: bool) -> Image.Image:
 def _array_of(image: Image.Image, what: str, *, gray: bool) -> np.ndarray:
     check_pixels(image.height, image.width, what)
     try:
-        upright = ImageOps.exif_transpose(image)
-        array = np.asarray(_flattened(upright, what, gray=gray))
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return _pixels(_flattened(image, what, gray=gray))
     except ImageError:
         raise
     # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error, KeyError.
     except Exception as error:
         raise ImageError(f"{what} cannot be decoded: {error}") from error
-    return np.ascontiguousarray(array[:, :, None] if gray else array)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image in mode L or RGB, band by band: Pillow needs twice the room of what it copies."""
+    channels = len(image.getbands())
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    rows = max(1, BAND_BYTES // (image.width * channels))
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        band = np.asarray(image.crop((0, top, image.width, bottom)))
+        pixels[top:bottom] = band.reshape(bottom - top, image.width, channels)
+    return pixels
 
 
 def _from_stream(stream: Any, what: str, *, gray: bool) -> np.ndarray:

@@ -7,22 +7,30 @@ INLINE vec power_of_two(ivec n)
     return (vec)((n + 127) << 23);
 }
 
-INLINE vec exponential(vec x)
+/* e^r - 1 for y = n * log(2) + r with n the nearest whole number */
+INLINE vec reduced_exponential(vec y, vec *whole)
 {
-    const vec low = cs_splat(-104.0f), high = cs_splat(89.0f);
-    vec y = blend(x < low, low, x);
-    y = blend(y > high, high, y);
     /* adding and taking away 1.5 * 2^23 rounds to a whole number */
     const vec shift = cs_splat(12582912.0f);
     const vec n = cs_fma(y, cs_splat(1.44269504f), shift) - shift;
     vec r = cs_fma(n, cs_splat(-0.693145751953125f), y);
     r = cs_fma(n, cs_splat(-1.42860677e-6f), r);
+    *whole = n;
     vec p = cs_splat(0.0013926926614f);
     p = cs_fma(p, r, cs_splat(0.00836377387441f));
     p = cs_fma(p, r, cs_splat(0.0416665501103f));
     p = cs_fma(p, r, cs_splat(0.166665733819f));
     p = cs_fma(p, r, cs_splat(0.5f));
-    p = cs_fma(p * r, r, r) + cs_splat(1.0f);
+    return cs_fma(p * r, r, r);
+}
+
+INLINE vec exponential(vec x)
+{
+    const vec low = cs_splat(-104.0f), high = cs_splat(89.0f);
+    vec y = blend(x < low, low, x);
+    y = blend(y > high, high, y);
+    vec n;
+    const vec p = reduced_exponential(y, &n) + cs_splat(1.0f);
     /* a NaN has no whole number; 0 stands in until it is put back below */
     const ivec k = __builtin_convertvector(blend(x == x, n, cs_splat(0.0f)), ivec);
     const ivec half = k >> 1;
@@ -97,7 +105,7 @@ static void lrn(int64_t channels, int64_t size, int64_t below, float scale, floa
 }
 
 /* Channel c is summed in lane c mod 16, then the lanes in one fixed tree. */
-static void softmax(int64_t channels, const float *in, float *out)
+static void softmax(int64_t channels, const float *in, float *out, int logarithmic)
 {
     float most = in[0];
     for (int64_t c = 1; c < channels; c++)
@@ -108,16 +116,23 @@ static void softmax(int64_t channels, const float *in, float *out)
         const vec y = exponential((left == CS_LANES ? load(in + c) : load_first(in + c, left)) - cs_splat(most));
         float *lane = lanes + c % CS_PANEL;
         if (left == CS_LANES) {
-            store(out + c, y);
+            if (!logarithmic)
+                store(out + c, y);
             store(lane, load(lane) + y);
         } else {
-            store_first(out + c, y, left);
+            if (!logarithmic)
+                store_first(out + c, y, left);
             store_first(lane, load_first(lane, left) + y, left);
         }
     }
     for (int width = CS_PANEL / 2; width; width /= 2)
         for (int j = 0; j < width; j++)
             lanes[j] += lanes[j + width];
+    if (logarithmic) {
+        const vec shift = cs_splat(most), rest = logarithm(cs_splat(lanes[0]));
+        LOOP(channels, load(in + i) - shift - rest, load_first(in + i, channels - i) - shift - rest)
+        return;
+    }
     const vec total = cs_splat(lanes[0]);
     LOOP(channels, load(out + i) / total, load_first(out + i, channels - i) / total)
 }

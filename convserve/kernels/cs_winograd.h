@@ -1,5 +1,5 @@
-/* Winograd's F(4x4, 3x3): a tile of 4x4 outputs from 6x6 inputs in 36 products a channel pair instead of 144.
- * Points 0, 1, -1, 2, -2, infinity. Included by cs_body.h, whose words it uses.
+/* Winograd's F(4x4, 3x3) and F(2x2, 5x5): a tile of 4x4 or 2x2 outputs from 6x6 inputs in 36 products a channel pair
+ * instead of 144 or 100. Points 0, 1, -1, 2, -2, infinity. Included by cs_body.h, whose words it uses.
  */
 
 /* t = B^T d */
@@ -17,11 +17,15 @@ INLINE void input_points(const vec d[6], vec t[6])
 }
 
 /* o = A^T m */
-INLINE void output_points(const vec m[6], vec o[4])
+INLINE void output_points(const vec m[6], vec o[4], const int tile)
 {
     const vec sum = m[1] + m[2], difference = m[1] - m[2], sums = m[3] + m[4], differences = m[3] - m[4];
     o[0] = m[0] + sum + sums;
     o[1] = cs_fma(cs_splat(2.0f), differences, difference);
+    if (tile == 2) {
+        o[1] += m[5];
+        return;
+    }
     o[2] = cs_fma(cs_splat(4.0f), sums, sum);
     o[3] = cs_fma(cs_splat(8.0f), differences, difference) + m[5];
 }
@@ -58,8 +62,8 @@ static void winograd_input(int64_t channels, const float *const *in, float *out,
         input_tile(in, out, pitch, c, channels - c);
 }
 
-static void winograd_output(const float *products, int64_t pitch, const float *bias, const float *const *residual,
-                            float *const *out, int64_t channel, int64_t n, int relu)
+INLINE void output_tile(const float *products, int64_t pitch, const float *bias, const float *const *residual,
+                        float *const *out, int64_t channel, int64_t n, const int tile, int relu)
 {
     for (int64_t c = 0; c < n; c += CS_LANES) {
         const int64_t left = n - c < CS_LANES ? n - c : CS_LANES;
@@ -68,30 +72,39 @@ static void winograd_output(const float *products, int64_t pitch, const float *b
 #pragma GCC unroll 6
             for (int i = 0; i < 6; i++)
                 m[i] = load(products + (i * 6 + j) * pitch + c);
-            output_points(m, o);
+            output_points(m, o, tile);
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < tile; i++)
                 down[i][j] = o[i];
         }
         const vec start = load(bias + c);
-        for (int i = 0; i < 4; i++) {
-            output_points(down[i], o);
+        for (int i = 0; i < tile; i++) {
+            output_points(down[i], o, tile);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                float *place = out[i * 4 + j];
+            for (int j = 0; j < tile; j++) {
+                float *place = out[i * tile + j];
                 if (!place)
                     continue;
                 vec v = o[j] + start;
                 if (left == CS_LANES) {
                     if (residual)
-                        v += load(residual[i * 4 + j] + channel + c);
+                        v += load(residual[i * tile + j] + channel + c);
                     store(place + channel + c, activated(v, relu));
                 } else {
                     if (residual)
-                        v += load_first(residual[i * 4 + j] + channel + c, left);
+                        v += load_first(residual[i * tile + j] + channel + c, left);
                     store_first(place + channel + c, activated(v, relu), left);
                 }
             }
         }
     }
+}
+
+static void winograd_output(const float *products, int64_t pitch, const float *bias, const float *const *residual,
+                            float *const *out, int64_t channel, int64_t n, int tile, int relu)
+{
+    if (tile == 4)
+        output_tile(products, pitch, bias, residual, out, channel, n, 4, relu);
+    else
+        output_tile(products, pitch, bias, residual, out, channel, n, 2, relu);
 }

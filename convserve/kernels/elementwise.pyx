@@ -1,63 +1,81 @@
-"""What works on one pixel at a time: activations, affine maps, sums, products, softmax, shuffles; rows in and out."""
+"""What works on one pixel at a time: activations, affine maps, arithmetic, softmax, shuffles; rows in and out."""
 
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from convserve.kernels.rows cimport (Op, Place, Ring, Run, Share, Sink, Source, part_of, pixel_of,
-                                     place_of, ring_row)
+from convserve.kernels.dispatch cimport cs_activation, cs_combination
+from convserve.kernels.rows cimport (Op, Patch, Place, Ring, Run, Share, Sink, Source, part_of, patch_of,
+                                     pixel_of, place_of, ring_row)
 
 
 cdef void pixelwise_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end) of an operation with one input, whose kind is COPY, RELU, AFFINE, SOFTMAX or SHUFFLE.
+    """Rows [begin, end) of an operation with one input, whose kind is COPY, PRELU, AFFINE, SOFTMAX, LOG_SOFTMAX,
+    LAYER_NORM, LP_NORM or SHUFFLE.
 
-    AFFINE: weights are the scale, bias the shift. SHUFFLE: output channel j*group + g is input channel g*(c/group) + j.
+    AFFINE: weights are the scale, bias the shift; LAYER_NORM: also, and offset is epsilon. PRELU: weights are the
+    slopes. LP_NORM: size is p, offset epsilon. SHUFFLE: output channel j*group + g is input channel g*(c/group) + j.
     """
-    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
-    cdef int64_t rows = end - begin, channels = y.channels
-    cdef int64_t first, last, pixel, g, j
+    cdef int64_t channels = y.channels
+    cdef Patch patch = patch_of(run, share, y)
+    cdef int64_t pixel
     cdef Place at
     cdef int64_t depth = channels // op.group
     cdef const float *values
     cdef float *out
-    part_of(run.images * rows * y.width, share, &first, &last)
-    for pixel in range(first, last):
-        at = place_of(pixel, begin, rows, y.width)
+    for pixel in range(patch.first, patch.last):
+        at = place_of(pixel, &patch)
         values = pixel_of(x, at)
         out = pixel_of(y, at)
         if op.kind == COPY:
             memcpy(out, values, channels * sizeof(float))
-        elif op.kind == RELU:
-            run.kernels.relu(channels, values, out)
+        elif op.kind == PRELU:
+            run.kernels.prelu(channels, values, op.weights, out)
         elif op.kind == AFFINE:
             run.kernels.affine(channels, values, op.weights, op.bias, out, op.relu)
-        elif op.kind == SOFTMAX:
-            run.kernels.softmax(channels, values, out)
+        elif op.kind == SOFTMAX or op.kind == LOG_SOFTMAX:
+            run.kernels.softmax(channels, values, out, op.kind == LOG_SOFTMAX)
+        elif op.kind == LAYER_NORM:
+            run.kernels.layer_norm(channels, values, op.weights, op.bias, op.offset, out)
+        elif op.kind == LP_NORM:
+            run.kernels.lp_norm(channels, op.size, values, op.offset, out)
         else:
-            for g in range(op.group):
-                for j in range(depth):
-                    out[j * op.group + g] = values[g * depth + j]
+            run.kernels.interleave(depth, op.group, values, depth, 1.0, out)
+
+
+cdef void activation_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
+    """Rows [begin, end) of an activation, whose number is op.kind and whose parameters are op.scale and op.offset."""
+    cdef const Ring *x = run.rings + op.inputs[0]
+    cdef const Ring *y = run.rings + op.output
+    cdef Patch patch = patch_of(run, share, y)
+    cdef int64_t pixel = patch.first, count
+    cdef bint gapless = x.pixel_pitch == y.channels and y.pixel_pitch == y.channels
+    cdef Place at
+    while pixel < patch.last:
+        at = place_of(pixel, &patch)
+        count = min(patch.last - pixel, patch.left + patch.width - at.column) if gapless else 1
+        run.kernels.activate(<cs_activation> op.kind, count * y.channels, pixel_of(x, at), op.scale, op.offset,
+                             pixel_of(y, at))
+        pixel += count
 
 
 cdef void combine_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end) of the sum (ADD) or product (MUL) of two or more inputs, from the first to the last.
+    """Rows [begin, end) of two or more inputs combined by arithmetic number op.kind, from the first to the last.
 
     An input of height or width 1 is read at its only row or column everywhere.
     """
-    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x
     cdef const Ring *y = run.rings + op.output
-    cdef int64_t rows = end - begin
-    cdef int64_t first, last, pixel, number
+    cdef Patch patch = patch_of(run, share, y)
+    cdef int64_t pixel, number
     cdef Place at
     cdef const float *kept
     cdef const float *values
     cdef float *out
     cdef int relu
-    part_of(run.images * rows * y.width, share, &first, &last)
-    for pixel in range(first, last):
-        at = place_of(pixel, begin, rows, y.width)
+    for pixel in range(patch.first, patch.last):
+        at = place_of(pixel, &patch)
         out = pixel_of(y, at)
         kept = NULL
         for number in range(op.input_count):
@@ -67,26 +85,22 @@ cdef void combine_rows(const Op *op, const Run *run, const Share *share) noexcep
                 kept = values
                 continue
             relu = op.relu and number == op.input_count - 1
-            if op.kind == ADD:
-                run.kernels.add(y.channels, kept, values, out, relu)
-            else:
-                run.kernels.mul(y.channels, kept, values, out, relu)
+            run.kernels.combine(<cs_combination> op.kind, y.channels, kept, values, out, relu)
             kept = out
 
 
 cdef void flatten_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end): the window at each position in C, H, W order, laid along the channels."""
-    cdef int64_t begin = share.begin, end = share.end
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
-    cdef int64_t rows = end - begin, area = op.kernel_h * op.kernel_w
-    cdef int64_t first, last, pixel, i, j, c
+    cdef int64_t area = op.kernel_h * op.kernel_w
+    cdef Patch patch = patch_of(run, share, y)
+    cdef int64_t pixel, i, j, c
     cdef Place at
     cdef const float *values
     cdef float *out
-    part_of(run.images * rows * y.width, share, &first, &last)
-    for pixel in range(first, last):
-        at = place_of(pixel, begin, rows, y.width)
+    for pixel in range(patch.first, patch.last):
+        at = place_of(pixel, &patch)
         out = pixel_of(y, at)
         for i in range(op.kernel_h):
             for j in range(op.kernel_w):
@@ -96,33 +110,43 @@ cdef void flatten_rows(const Op *op, const Run *run, const Share *share) noexcep
 
 
 cdef void read_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end) of the image, from the run's source into the input's ring."""
-    cdef int64_t begin = share.begin, end = share.end
+    """Rows [begin, end) of the image, times op.scale, from the run's source into the input's ring.
+
+    Being multiplied, even by 1, denormal values become zeros: behind this no value is only moved that is one.
+    """
     cdef const Ring *y = run.rings + op.output
     cdef const Source *source = &run.source
-    cdef int64_t rows = end - begin
-    cdef int64_t first, last, line, image, row, c, column
+    cdef Patch patch = patch_of(run, share, y)
+    cdef int64_t pixel = patch.first, count, c, column
+    cdef Place at
     cdef const char *values
     cdef const char *value
     cdef const float *table
     cdef float *out
-    part_of(run.images * rows, share, &first, &last)
-    for line in range(first, last):
-        image = line // rows
-        row = begin + line % rows
-        values = source.data + image * source.image_stride + (row - source.begin) * source.row_stride
-        out = ring_row(y, image, row)
+    cdef bint planar = (source.table == NULL and source.pixel_stride == sizeof(float)
+                        and source.channel_stride % <int64_t> sizeof(float) == 0 and y.pixel_pitch == y.channels)
+    while pixel < patch.last:
+        at = place_of(pixel, &patch)
+        count = min(patch.last - pixel, patch.left + patch.width - at.column)
+        pixel += count
+        values = source.data + at.image * source.image_stride + (at.row - source.begin) * source.row_stride
+        values += at.column * source.pixel_stride
+        out = pixel_of(y, at)
+        if planar:
+            run.kernels.interleave(count, y.channels, <const float *> values,
+                                   source.channel_stride // <int64_t> sizeof(float), op.scale, out)
+            continue
         for c in range(y.channels):
             if source.table != NULL:
                 table = source.table + c * 256
                 value = values + source.channel_of[c] * source.channel_stride
-                for column in range(y.width):
-                    out[column * y.pixel_pitch + c] = table[(<const uint8_t *> value)[0]]
+                for column in range(count):
+                    out[column * y.pixel_pitch + c] = op.scale * table[(<const uint8_t *> value)[0]]
                     value += source.pixel_stride
             else:
                 value = values + c * source.channel_stride
-                for column in range(y.width):
-                    out[column * y.pixel_pitch + c] = (<const float *> value)[0]
+                for column in range(count):
+                    out[column * y.pixel_pitch + c] = op.scale * (<const float *> value)[0]
                     value += source.pixel_stride
 
 

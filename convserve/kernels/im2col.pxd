@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t
 
-from convserve.kernels.rows cimport Op, Ring, Run
+from convserve.kernels.rows cimport Op, Patch, Ring, Run
 
 
 cdef struct Indirection:
@@ -11,8 +11,6 @@ cdef struct Indirection:
     int64_t group_channels  # input channels of one group
 
 cdef Indirection indirection(const Op *op, const Ring *x) noexcept nogil
-cdef void point(const Op *op, const Run *run, const Ring *x, const Indirection *form, int64_t begin, int64_t pixel,
-                int64_t pixels_per_image, int64_t count, int64_t group, const float **a) noexcept nogil
-cdef void pack(const Indirection *form, int64_t count, const float **a, float *panel) noexcept nogil
-cdef void point_pixels(const Ring *y, int64_t begin, int64_t pixel, int64_t pixels_per_image, int64_t count,
-                       float **c) noexcept nogil
+cdef void point(const Op *op, const Run *run, const Ring *x, const Indirection *form, const Patch *patch, int64_t pixel,
+                int64_t count, int64_t group, const float **a) noexcept nogil
+cdef void point_pixels(const Ring *y, const Patch *patch, int64_t pixel, int64_t count, float **c) noexcept nogil

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from convserve.kernels.rows cimport Op, Place, Ring, Run, Share, part_of, pixel_of, place_of, ring_row
+from convserve.kernels.rows cimport Op, Patch, Place, Ring, Run, Share, patch_of, pixel_of, place_of, ring_row
 
 cdef int64_t TAPS = 64
 
@@ -17,11 +17,24 @@ cdef inline int64_t tap_limit(int64_t position, int64_t dilation, int64_t kernel
     return min(kernel, (size - position + dilation - 1) // dilation)
 
 
-cdef void pool_rows(const Op *op, const Run *run, const Share *share, bint average) noexcept nogil:
-    cdef int64_t begin = share.begin, end = share.end
+cdef inline void pool_taps(const Op *op, const Run *run, int64_t channels, int64_t count, const float **taps,
+                           float *out, bint first, bint last, float divisor) noexcept nogil:
+    if op.kind == MAX_POOL:
+        run.kernels.max_pool(channels, count, taps, out, first)
+    elif op.kind == AVERAGE_POOL:
+        run.kernels.average_pool(channels, count, taps, out, first, divisor if last else 0.0)
+    else:
+        run.kernels.lp_pool(channels, count, taps, op.size, out, first, last)
+
+
+cdef void pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
+    """Rows [begin, end), by op.kind: the largest value of each window, a NaN before all; or the sum of each in row
+    order, divided by the number of its taps; or the root of the sum of powers, whose exponent is op.size.
+    """
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
-    cdef int64_t first, last, pixel, top = 0, left, i, j, i0 = 0, i1 = 0, j0, j1, count, done
+    cdef Patch patch = patch_of(run, share, y)
+    cdef int64_t pixel, top = 0, left, i, j, i0 = 0, i1 = 0, j0, j1, count, done
     cdef int64_t rows_padded = 0, columns_padded
     cdef int64_t step = op.stride_w * x.pixel_pitch
     cdef Place at
@@ -30,16 +43,15 @@ cdef void pool_rows(const Op *op, const Run *run, const Share *share, bint avera
     cdef const float *taps[64]
     cdef const float *start
     cdef float *out
-    part_of(run.images * (end - begin) * y.width, share, &first, &last)
-    if first == last:
+    if patch.first == patch.last:
         return
-    at = place_of(first, begin, end - begin, y.width)
+    at = place_of(patch.first, &patch)
     at.column -= 1
-    for pixel in range(first, last):
+    for pixel in range(patch.first, patch.last):
         at.column += 1
         before = whole
-        if at.column == y.width or pixel == first:
-            at = place_of(pixel, begin, end - begin, y.width)
+        if at.column == patch.left + patch.width or pixel == patch.first:
+            at = place_of(pixel, &patch)
             before = False
             top = at.row * op.stride_h - op.pad_top
             i0 = first_tap(top, op.dilation_h)
@@ -68,25 +80,9 @@ cdef void pool_rows(const Op *op, const Run *run, const Share *share, bint avera
                 start = ring_row(x, at.image, top + i * op.dilation_h) + left * x.pixel_pitch
                 for j in range(j0, j1):
                     if count == TAPS:
-                        if average:
-                            run.kernels.average_pool(y.channels, count, taps, out, done == 0, 0.0)
-                        else:
-                            run.kernels.max_pool(y.channels, count, taps, out, done == 0)
+                        pool_taps(op, run, y.channels, count, taps, out, done == 0, False, divisor)
                         done += count
                         count = 0
                     taps[count] = start + j * op.dilation_w * x.pixel_pitch
                     count += 1
-        if average:
-            run.kernels.average_pool(y.channels, count, taps, out, done == 0, divisor)
-        else:
-            run.kernels.max_pool(y.channels, count, taps, out, done == 0)
-
-
-cdef void max_pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end): the largest value of each window; a NaN in a window comes out."""
-    pool_rows(op, run, share, False)
-
-
-cdef void average_pool_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end): the sum of each window in row order, divided by the number of its taps."""
-    pool_rows(op, run, share, True)
+        pool_taps(op, run, y.channels, count, taps, out, done == 0, True, divisor)

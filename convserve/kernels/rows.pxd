@@ -1,7 +1,7 @@
 # What every row kernel is given: rings of rows, one operation, one run; and the few lines they share.
 from libc.stdint cimport int64_t
 
-from convserve.kernels.dispatch cimport cs_kernels
+from convserve.kernels.dispatch cimport cs_kernels, cs_type
 
 
 cdef struct Ring:
@@ -20,6 +20,14 @@ cdef struct Ring:
     int64_t pad_right
 
 
+cdef struct Taps:
+    # Which positions of one axis each output reads, -1 for the constant op.offset, and their weights, `count` of each.
+    # at NULL: its own place.
+    const int64_t *at
+    const float *weights
+    int64_t count
+
+
 cdef struct Op:
     # One operation of the network; unused fields are 0.
     int kind
@@ -27,12 +35,18 @@ cdef struct Op:
     int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w
     int64_t pad_top, pad_left, pad_bottom, pad_right
     int64_t group
-    int packed             # convolution: copy the windows of a tile into rows first
     int count_include_pad
-    int64_t size, below    # LRN's window, and how far it begins below a channel
-    float scale, beta, offset
+    int64_t size, below    # LRN's window, its begin below a channel; size also: outputs of a Winograd tile, a norm's p
+    int64_t at_once        # Winograd: tiles whose products lie in scratch at a time
+    float scale, beta, offset   # scale, offset also: an activation's two parameters
     const float *weights
     const float *bias
+    const char *panels     # convolution: its weights, in panels of 16 output channels of panel_type
+    cs_type panel_type
+    int64_t panel_value_bytes
+    Taps channel_taps, row_taps, column_taps   # what moves values
+    int consecutive        # the channels that are read lie one behind the other, from channel_taps.at[0] on
+    int block_inside       # depth to space: a block's values are a channel's innermost index, else its outermost
     int64_t input_count
     int64_t *inputs        # rings read; a convolution's second input is its residual
     int64_t output         # ring written
@@ -93,9 +107,20 @@ cdef struct Place:
     int64_t column
 
 
-cdef inline Place place_of(int64_t pixel, int64_t begin, int64_t rows, int64_t width) noexcept nogil:
-    # Pixels of the rows [begin, begin + rows) are numbered image by image, row by row.
-    return Place(pixel // (rows * width), begin + pixel // width % rows, pixel % width)
+cdef struct Patch:
+    # The pixels [first, last) of rows [begin, begin + rows) and columns [left, left + width), which are numbered image
+    # by image, row by row.
+    int64_t begin
+    int64_t rows
+    int64_t left
+    int64_t width
+    int64_t first
+    int64_t last
+
+
+cdef inline Place place_of(int64_t pixel, const Patch *patch) noexcept nogil:
+    return Place(pixel // (patch.rows * patch.width), patch.begin + pixel // patch.width % patch.rows,
+                 patch.left + pixel % patch.width)
 
 
 cdef inline float *pixel_of(const Ring *ring, Place at) noexcept nogil:
@@ -107,3 +132,25 @@ cdef inline void part_of(int64_t total, const Share *share, int64_t *begin, int6
     # The even part [begin, end) of total pieces that a share has to do.
     begin[0] = total * share.part // share.parts
     end[0] = total * (share.part + 1) // share.parts
+
+
+cdef inline Patch all_pixels(const Run *run, const Share *share, const Ring *y) noexcept nogil:
+    # The pixels of a tensor's rows [begin, end), whichever part of them a share has to do.
+    cdef int64_t rows = share.end - share.begin
+    return Patch(share.begin, rows, 0, y.width, 0, run.images * rows * y.width)
+
+
+cdef inline Patch patch_of(const Run *run, const Share *share, const Ring *y) noexcept nogil:
+    # The part of these pixels that a share has to do: in a step of all rows a block of rows or a number of images, in a
+    # band a block of columns, where that is fair. So a thread finds most of what it reads in its own cache, from the
+    # step before.
+    cdef Patch patch = all_pixels(run, share, y)
+    cdef int64_t widest = (y.width + run.threads - 1) // run.threads
+    cdef int64_t right
+    if run.images % run.threads and patch.rows < y.height and widest * run.threads * 16 <= y.width * 17:
+        part_of(y.width, share, &patch.left, &right)
+        patch.width = right - patch.left
+        patch.last = run.images * patch.rows * patch.width
+    else:
+        part_of(patch.last, share, &patch.first, &patch.last)
+    return patch

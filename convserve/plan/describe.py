@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from convserve.errors import ModelError
+from convserve.formats.storage import weights_of
 from convserve.graph.ir import Graph, Node, Volume
-from convserve.graph.ops import OPS, explicit_pads, infer_volumes, weight_shape, windows
+from convserve.graph.ops import OPS, explicit_pads, infer_volumes, slides, weight_shape, windows
 from convserve.graph.receptive import Field, clean_intervals, receptive_fields
 from convserve.plan.report import mebibytes
 
@@ -22,7 +24,7 @@ class LayerDescription:
     op: the operation with what makes it special: F kernel, S stride, P padding, D dilation, G groups, what is fused.
     values: float32 values of its volume that need memory of their own (a Concat's are those of its parts).
     parameters: weights and biases, as the network has them, not as the engine packs them.
-    receptive_field, stride, offset: pixels that one position sees, from one position to the next, and from the
+    receptive_field, stride, offset: pixels that one position sees, from one to the next (rounded up), and from the
     image's corner to the first pixel that the first position sees (below 0: padding).
     padded: rows and columns of its volume (top, left, bottom, right) that see padding.
     """
@@ -71,6 +73,12 @@ class Description:
     layers: tuple[LayerDescription, ...]
     shown: LayerDescription
     """The layer that the first output shows."""
+    weight_type: str
+    """What its weights are stored as: "fp32", "fp16" or "bf16"; "mixed" where layers differ."""
+    weight_bytes: int
+    """Bytes of all that is stored of them: weights, biases, those transformed for Winograd."""
+    storage: str = ""
+    """Where the weights lie, for people."""
 
     @property
     def window(self) -> Pair:
@@ -152,6 +160,8 @@ class Description:
             lines.append(
                 f"padded: from '{self.padded_by}' on positions see padding, so a dense pass differs from crops"
             )
+        held = f"; {self.storage}" if self.storage else ""
+        lines.append(f"weights as packed: {self.weight_type}, {mebibytes(self.weight_bytes)}{held}")
         lines.append("(F filter or window, S stride, P padding, D dilation, G groups; clean cells see no padding)")
         return lines
 
@@ -173,6 +183,8 @@ class Description:
             "activation_bytes": self.activation_bytes,
             "weights": self.weights,
             "parameters": self.parameters,
+            "weight_type": self.weight_type,
+            "weight_bytes": self.weight_bytes,
             "flops": self.flops,
             "layers": [layer.to_dict() for layer in self.layers],
         }
@@ -205,7 +217,7 @@ def describe(graph: Graph, *, name: str = "") -> Description:
             parameters=parameters,
             flops=OPS[node.op].flops(node, ins, volume) if node else 0,
             receptive_field=(vertical.size, horizontal.size),
-            stride=(vertical.jump, horizontal.jump),
+            stride=(math.ceil(vertical.jump), math.ceil(horizontal.jump)),
             offset=(vertical.offset, horizontal.offset),
             padded=(top, left, (volume.height or 0) - bottom, (volume.width or 0) - right),
             slides=node is None or _slides(node, ins, fields),
@@ -213,15 +225,17 @@ def describe(graph: Graph, *, name: str = "") -> Description:
 
     layers = {graph.input_name: layer(None, graph.input_name)}
     layers |= {node.output: layer(node, node.output) for node in graph.nodes}
-    return Description(name or graph.name, tuple(layers.values()), layers[graph.outputs[0].tensor])
+    stored_bytes = sum(array.nbytes for node in graph.nodes for array in node.params.values())
+    shown = layers[graph.outputs[0].tensor]
+    return Description(name or graph.name, tuple(layers.values()), shown, weights_of(graph), stored_bytes)
 
 
 def _slides(node: Node, ins: list[Volume], fields: dict[str, tuple[Field, Field]]) -> bool:
-    jumps: set[Pair] = set()
+    jumps: set[tuple[int | Fraction, int | Fraction]] = set()
     for number, tensor in enumerate(node.inputs):
         vertical, horizontal = windows(node, number, ins)
         jumps.add((fields[tensor][0].jump * vertical.stride, fields[tensor][1].jump * horizontal.stride))
-    return OPS[node.op].slides and len(jumps) == 1 and 0 not in jumps.pop()
+    return slides(node) and len(jumps) == 1 and 0 not in jumps.pop()
 
 
 def _parameters(node: Node) -> tuple[int, int]:
@@ -230,7 +244,7 @@ def _parameters(node: Node) -> tuple[int, int]:
         shape = weight_shape(node)
         weights = math.prod(shape)
         return weights, weights + (shape[0] if {"bias", "bias_panels"} & node.params.keys() else 0)
-    weights = node.params["scale"].size if "scale" in node.params else 0
+    weights = sum(node.params[name].size for name in ("weight", "scale") if name in node.params)
     return weights, sum(array.size for array in node.params.values())
 
 

@@ -6,16 +6,16 @@ tensor's ring. An input that cannot lie there (it is joined twice) is copied by 
 
 from dataclasses import dataclass, field, replace
 
-from convserve.formats.packing import is_winograd
+from convserve.formats.packing import WINOGRAD_REACH, is_winograd, winograd_tile
 from convserve.graph.ir import Graph, Node, Volume
 from convserve.graph.ops import Window, infer_volumes, weight_shape, windows
+from convserve.plan.in_place import lay_in_place
 
 __all__ = ["WINOGRAD_GROUP", "WINOGRAD_POINTS", "Operation", "Program", "Tensor", "build_program"]
 
 
-# As in kernels/winograd.pyx: outputs of a tile along one axis, its products, floats between their runs of channels,
+# As in kernels/winograd.pyx: products of a tile, floats between their runs of channels,
 # tiles whose products lie in scratch at a time.
-WINOGRAD_TILE = 4
 WINOGRAD_POINTS = 36
 WINOGRAD_GAP = 16
 WINOGRAD_GROUP = 56
@@ -25,11 +25,12 @@ WINOGRAD_GROUP = 56
 class Tensor:
     """One tensor of one image size, and the ring that holds its rows.
 
-    root is the tensor whose ring it lies in (itself, or the volume it is joined into), channel_offset
-    its first channel there; parts are the tensors joined into it. rows_needed is how many of its rows
+    root is the tensor whose ring it lies in (itself, the volume it is joined into, or one it overwrites),
+    channel_offset its first channel there; parts are the tensors joined into it. rows_needed is how many of its rows
     anybody reads. For roots: ring_rows, pad_left/pad_right (pixels of zeros beside each row),
     first_use/last_use (segments), offset (bytes into the arena), spaced (pixels lie a line further apart than
-    they are long).
+    they are long), brief (whatever is written is read up before any step that has nothing to do with it, so that
+    the brief rings of a segment may lie over one another).
     """
 
     index: int
@@ -46,6 +47,7 @@ class Tensor:
     last_use: int = -1
     offset: int = -1
     spaced: bool = False
+    brief: bool = False
 
     @property
     def height(self) -> int:
@@ -102,10 +104,35 @@ class Program:
     tensors: list[Tensor]
     sink_rows: list[int] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """Forget what a schedule said of the rings, to schedule anew."""
+        for tensor in self.tensors:
+            tensor.ring_rows, tensor.first_use, tensor.last_use, tensor.brief = 0, -1, -1, False
+
     def shown(self) -> list[Tensor]:
         """Return the tensor behind each output, in order."""
         writes = sorted((op for op in self.operations if op.kind == "Write"), key=lambda op: op.sink)
         return [self.tensors[op.inputs[0]] for op in writes]
+
+    def leaves(self, index: int) -> list[int]:
+        """Return the tensors that are written one by one to make up a tensor: itself, or the parts joined into it."""
+        parts = self.tensors[index].parts
+        return [leaf for part in parts for leaf in self.leaves(part)] if parts else [index]
+
+    def rings(self) -> list[Tensor]:
+        """Return the tensors that have a ring of their own."""
+        return [tensor for tensor in self.tensors if tensor.root == tensor.index]
+
+    def lives(self) -> list[tuple[int, int]]:
+        """Return of each ring the first and the last operation that touches it; a Write belongs to the last of all."""
+        last = sum(operation.kind != "Write" for operation in self.operations) - 1
+        lives: dict[int, tuple[int, int]] = {}
+        for operation in self.operations:
+            for index in (*operation.inputs, operation.output):
+                if index >= 0:
+                    root = self.tensors[index].root
+                    lives[root] = lives.get(root, (operation.index, 0))[0], min(operation.index, last)
+        return [lives[tensor.index] for tensor in self.rings()]
 
     def rows_of(self, operation: Operation) -> int:
         """How many rows the operation has to produce."""
@@ -133,10 +160,13 @@ def _join_once(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int] | None = None) -> Program:
+def build_program(
+    graph: Graph, height: int, width: int, *, sink_rows: list[int] | None = None, in_place: bool = True
+) -> Program:
     """Return the operations and tensors of a graph over one image size.
 
-    sink_rows: rows that each output has to deliver (default: all that its tensor has).
+    sink_rows: rows that each output has to deliver (default: all that its tensor has). in_place: whether results
+    may lie in the ring of an input that nobody reads any more.
     Raises ShapeError or ModelError where the image does not fit the network.
     """
     graph = _join_once(graph.showing(graph.outputs))
@@ -170,17 +200,27 @@ def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int]
     def add_winograd(node: Node, inputs: tuple[int, ...], output: int) -> None:
         # the tiles' transforms are a tensor of their own: it is banded, placed and counted like any other
         top, left, _, _ = node.attrs["pads"]
-        height, width = (-(-size // WINOGRAD_TILE) for size in (tensors[output].height, tensors[output].width))
-        pitch = weight_shape(node)[1] + WINOGRAD_GAP
+        tile = winograd_tile(node)
+        height, width = (-(-size // tile) for size in (tensors[output].height, tensors[output].width))
+        pitch = weight_shape(node)[1] * node.attrs["group"] + WINOGRAD_GAP
         tiles = len(tensors)
         tensors.append(Tensor(tiles, f"{node.output}:tiles", Volume(WINOGRAD_POINTS * pitch, height, width), tiles))
-        reach = WINOGRAD_TILE + 2
-        down, across = Window(reach, WINOGRAD_TILE, top), Window(reach, WINOGRAD_TILE, left)
+        down, across = Window(WINOGRAD_REACH, tile, top), Window(WINOGRAD_REACH, tile, left)
         operations.append(Operation(len(operations), "WinogradInput", node, inputs[:1], tiles, (down,), (across,)))
-        read = (Window(repeat=WINOGRAD_TILE), *(Window() for _ in inputs[1:]))
+        read = (Window(repeat=tile), *(Window() for _ in inputs[1:]))
         operations.append(
             Operation(len(operations), "WinogradOutput", node, (tiles, *inputs[1:]), output, read, read)
         )
+
+    def add_statistics(node: Node, inputs: tuple[int, ...], output: int) -> None:
+        # what is normalized is read twice: whole for a factor and a shift per channel, then row by row
+        found = len(tensors)
+        x = tensors[inputs[0]]
+        tensors.append(Tensor(found, f"{node.output}:statistics", Volume(2 * x.volume.channels, 1, 1), found))
+        down, across = windows(node, 0, [x.volume])
+        operations.append(Operation(len(operations), "GroupStatistics", node, inputs, found, (down,), (across,)))
+        read = (Window(), Window(stride=0))
+        operations.append(Operation(len(operations), "GroupNormalize", node, (*inputs, found), output, read, read))
 
     add("Read", None, (), add_tensor(graph.input_name))
     for node in graph.nodes:
@@ -190,6 +230,8 @@ def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int]
             tensors[output].parts = inputs
         elif is_winograd(node):
             add_winograd(node, inputs, output)
+        elif node.op == "GroupNormalization":
+            add_statistics(node, inputs, output)
         else:
             add(node.op, node, inputs, output)
     for number, shown in enumerate(graph.outputs):
@@ -199,6 +241,8 @@ def build_program(graph: Graph, height: int, width: int, *, sink_rows: list[int]
     program = Program(operations, tensors, [min(a, b) for a, b in zip(rows, sink_rows or rows, strict=True)])
     _place_parts(tensors)
     _find_rows_needed(program)
+    if in_place:
+        lay_in_place(program)
     _lay_out_rows(program)
     return program
 

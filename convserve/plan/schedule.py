@@ -5,7 +5,9 @@ The most rows that a tensor held at once (produced, and still needed by somebody
 Once the pattern repeats, whole periods are skipped, so a schedule does not grow with the image.
 """
 
+import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from convserve.plan.program import Operation, Program
 
@@ -59,6 +61,9 @@ class _Simulation:
         self.oldest = [0] * len(self.tensors)  # by root: the first row that somebody still needs
         self.newest = [0] * len(self.tensors)  # by root: rows produced so far by any of its parts
         self.sources = {tensor.index: self._sources(tensor.index) for tensor in self.tensors}
+        # tiles of Winograd layers that so far held rows only between their layer's two steps; those that hold some now
+        self.brief = {op.output for op in program.operations if op.kind == "WinogradInput"}
+        self.holding: set[int] = set()
 
     def _sources(self, index: int) -> list[Operation]:
         # the operations that write a tensor: its own, or those of the parts joined into it
@@ -97,7 +102,8 @@ class _Simulation:
                 self._emit(operation, begin, end)
 
     def _lacking(self, operation: Operation, end: int) -> tuple[Operation, int] | None:
-        for number, index in enumerate(operation.inputs):
+        # the first input comes last: between a Winograd layer's two steps nothing else is to run
+        for number, index in reversed(list(enumerate(operation.inputs))):
             needed = self._needed_rows(operation, number, end)
             for source in self.sources[index]:
                 rows = min(needed, self.limit[source.index])
@@ -114,8 +120,17 @@ class _Simulation:
             root = self.tensors[self.tensors[operation.output].root]
             self.newest[root.index] = max(self.newest[root.index], end)
             root.ring_rows = max(root.ring_rows, self.newest[root.index] - self.oldest[root.index])
-        for root_index in {self.tensors[index].root for index in operation.inputs}:
+        read = {self.tensors[index].root for index in operation.inputs}
+        for root_index in read:
             self._free(root_index)
+        self.brief -= self.holding - read - {operation.output}
+        touched = self.brief & (read | {operation.output})
+        self.holding = {root for root in touched if self.newest[root] > self.oldest[root]}
+
+    def mark_brief(self) -> None:
+        """Tell which rings never hold rows at the same time, and lie in one segment."""
+        for root in self.brief:
+            self.tensors[root].brief = self.tensors[root].first_use == self.tensors[root].last_use
 
     def _free(self, root: int) -> None:
         oldest = self.newest[root]
@@ -131,21 +146,22 @@ class _Simulation:
 
 
 def _strides(program: Program) -> list[int]:
-    # image rows between two rows of each operation, along its first input
-    stride_of: dict[int, int] = {}
+    # image rows between two rows of each operation, along its first input, in the smallest unit that makes all whole
+    stride_of: dict[int, Fraction] = {}
     strides = []
     for operation in program.operations:
-        stride = 1
+        stride = Fraction(1)
         if operation.inputs:
             source = operation.inputs[0]
             while program.tensors[source].parts:
                 source = program.tensors[source].parts[0]
             window = operation.vertical[0]
-            stride = stride_of[source] * max(window.stride, 1) // window.repeat
+            stride = stride_of[source] * max(window.stride, 1) / window.repeat
         strides.append(stride)
         if operation.output >= 0:
             stride_of[operation.output] = stride
-    return strides
+    unit = math.lcm(*(stride.denominator for stride in strides))
+    return [int(stride * unit) for stride in strides]
 
 
 @dataclass(slots=True)
@@ -177,6 +193,8 @@ class _Repetition:
         moving = [op.index for op in self.members if 0 < sim.done[op.index] < sim.limit[op.index]]
         base = sim.done[moving[0]] * self.strides[moving[0]] if moving else 0
         state: list[object] = [(i, sim.done[i] * self.strides[i] - base) for i in moving]
+        # outputs that read the same rows: which of them comes next
+        state += [sim.done[op.index] % window.repeat for op in self.members for window in op.vertical]
         state += [sim.newest[root] - sim.oldest[root] if sim.oldest[root] else -1 for root in self.written]
         return tuple(state)
 
@@ -226,7 +244,7 @@ def _skippable(sim: _Simulation, mark: _Mark) -> int:
 def schedule(
     program: Program, segment_of: list[int], bands: list[int], *, poison: bool = False, done: list[int] | None = None
 ) -> list[Block]:
-    """Return the blocks of steps of a program, and set ring_rows, first_use and last_use of its tensors.
+    """Return the blocks of steps of a program, and set ring_rows, first_use, last_use and brief of its tensors.
 
     segment_of: the segment of each operation, never falling. bands: rows of each operation's step.
     poison: add steps that fill rows with NaN once nobody needs them. done: rows that each operation has
@@ -253,6 +271,7 @@ def schedule(
             sim.pull(sink, sim.done[sink.index] + 1)
         blocks.append(Block(segment, sim.steps))
     _complete_poison(program, blocks)
+    sim.mark_brief()
     return [block for block in blocks if block.steps]
 
 

@@ -17,6 +17,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 MAPS_PER_WORKER = 2
+REST_S = 0.5
 # A refused client is told to wait about as long as a call took lately, in these bounds.
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0
 
@@ -29,13 +30,17 @@ class Admission:
     while a client is waited for.
     """
 
-    def __init__(self, *, workers: int, max_waiting: int) -> None:
-        """workers: threads that compute at once. max_waiting: calls admitted beyond them."""
+    def __init__(self, *, workers: int, max_waiting: int, on_rest: Callable[[], None] | None = None) -> None:
+        """workers: threads that compute at once. max_waiting: calls admitted beyond them. on_rest: called in the
+        event loop when for REST_S there was no call, once after each time that there were some.
+        """
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="convserve-run")
         self._threads = asyncio.Semaphore(workers)
         self._maps = asyncio.Semaphore(workers * MAPS_PER_WORKER)
         self._most = workers + max_waiting
         self._mean_s = _SHORTEST_WAIT_S
+        self._on_rest = on_rest
+        self._rest: asyncio.TimerHandle | None = None
         self.calls = 0
         """Calls that run or wait."""
 
@@ -46,12 +51,17 @@ class Admission:
             wait_s = min(max(self._mean_s, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
             raise ServerBusy(f"the server has {self.calls} calls running and waiting, and takes no more", wait_s)
         self.calls += 1
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
         start = time.monotonic()
         try:
             yield
         finally:
             self.calls -= 1
             self._mean_s += (time.monotonic() - start - self._mean_s) / 8
+            if not self.calls and self._on_rest is not None:
+                self._rest = asyncio.get_running_loop().call_later(REST_S, self._on_rest)
 
     @asynccontextmanager
     async def score_map(self) -> AsyncIterator[None]:

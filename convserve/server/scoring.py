@@ -57,7 +57,8 @@ class Scoring:
     @property
     def measured_bytes(self) -> int:
         """Allocated for arena, scratch and the scores of one block."""
-        return self.plan.arena_bytes + self.plan.scratch_bytes + self.sent_bytes
+        assert self._stream is not None
+        return self._stream.allocated_bytes + self.sent_bytes
 
     def open_image(self, file: bytes) -> None:
         """Decode an image file and plan its map. Raises ImageError, ShapeError, MemoryBudgetError, ModelError."""

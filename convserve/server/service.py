@@ -8,7 +8,7 @@ import grpc
 
 from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeError
 from convserve.model import Cancellation
-from convserve.results import Prediction
+from convserve.results import Predictions
 from convserve.server.admission import Admission
 from convserve.server.incoming import Incoming, with_channels
 from convserve.server.limits import Limits
@@ -170,14 +170,14 @@ def _plan(name: str, model: "Model", request: pb.PlanMemoryRequest) -> pb.PlanMe
 def _classify(
     name: str, model: "Model", request: pb.ClassifyRequest, cancellation: Cancellation
 ) -> pb.ClassifyResponse:
-    start = time.perf_counter()
     images = [codec.image_from_message(image) for image in request.images]
     found = model.classify(images, top=request.top or DEFAULT_TOP, cancellation=cancellation)
-    seconds = time.perf_counter() - start
-    plan = codec.plan_to_message(model.plan(*model.window)) if model.window is not None else None
+    classes = cast(list[Predictions], found)
+    report = classes[0].report
     return pb.ClassifyResponse(
         model=name,
-        classifications=[codec.classification_to_message(one) for one in cast(list[list[Prediction]], found)],
-        plan=plan,
-        seconds=seconds,
+        classifications=[codec.classification_to_message(one) for one in classes],
+        plan=codec.plan_to_message(report.plan),
+        seconds=report.seconds,
+        measured_bytes=report.measured_bytes,
     )

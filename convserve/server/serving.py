@@ -9,6 +9,7 @@ import grpc
 
 from convserve.errors import InputError
 from convserve.server.admission import Admission
+from convserve.server.heap import keep_heap_small, trim_heap
 from convserve.server.interceptors import ErrorInterceptor
 from convserve.server.limits import Limits
 from convserve.server.repository import Repository
@@ -27,16 +28,24 @@ class Server:
     """A gRPC server over a repository, to be used inside one event loop."""
 
     def __init__(
-        self, repository: Repository, *, host: str = "127.0.0.1", port: int = 8500, limits: Limits | None = None
+        self,
+        repository: Repository,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8500,
+        limits: Limits | None = None,
+        on_rest: Callable[[], None] | None = None,
     ) -> None:
-        """Prepare a server on host:port; port 0 takes a free one."""
+        """Prepare a server on host:port; port 0 takes a free one. on_rest: called when work has ended for a while."""
         if not 0 <= port <= 65535:
             raise InputError(f"port is {port}; allowed: 0 to 65535")
         self._host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         self._wanted_port = port
         self._limits = limits or Limits()
         self._models = repository.names
-        self._admission = Admission(workers=self._limits.workers, max_waiting=self._limits.max_waiting)
+        self._admission = Admission(
+            workers=self._limits.workers, max_waiting=self._limits.max_waiting, on_rest=on_rest
+        )
         self._service = ConvserveService(repository, self._admission, self._limits)
         self._interceptor = ErrorInterceptor()
         self._server: grpc.aio.Server | None = None
@@ -99,8 +108,13 @@ def serve(
     grace_s: float = 30.0,
     on_start: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. on_start is called with host:port once it listens."""
-    asyncio.run(_serve(Server(repository, host=host, port=port, limits=limits), grace_s, on_start))
+    """Serve until SIGTERM or SIGINT, then drain and return. on_start is called with host:port once it listens.
+
+    The process is the server's: its C heap is set up to give back what it does not use.
+    """
+    keep_heap_small()
+    server = Server(repository, host=host, port=port, limits=limits, on_rest=trim_heap)
+    asyncio.run(_serve(server, grace_s, on_start))
 
 
 async def _serve(server: Server, grace_s: float, on_start: Callable[[str], None]) -> None:

@@ -52,6 +52,11 @@ class ShiftedRows:
         arena, scratch = sum(plan.arena_bytes for plan in plans), sum(plan.scratch_bytes for plan in plans)
         return PlanBytes(arena, scratch, plans[0].weight_bytes)
 
+    @property
+    def allocated_bytes(self) -> int:
+        """What all passes were given together."""
+        return sum(one.allocated_bytes for one in self._passes.values())
+
     def geometry(self, height: int) -> Geometry:
         """Return where the scores of the pass that is not shifted lie over an image of that height."""
         return self._passes[0, 0].geometry(height)

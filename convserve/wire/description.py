@@ -10,7 +10,7 @@ __all__ = ["description_from_message", "description_to_message", "summary_from_m
 _PAIRS = ("receptive_field", "stride", "offset")
 _COUNTS = ("values", "weights", "parameters", "flops")
 _LAYER_FIELDS = ("name", "op", *_COUNTS, "slides", "cells", "clean_cells", "exactness")
-_FIELDS = ("output", "exactness", "padded_by", "stuck_at", "activation_bytes", *_COUNTS)
+_FIELDS = ("output", "exactness", "padded_by", "stuck_at", "activation_bytes", "weight_type", "weight_bytes", *_COUNTS)
 
 
 def summary_to_message(

@@ -12,7 +12,7 @@ from convserve.formats.onnx.views import Size, Symbol, View
 from convserve.graph.ir import Node, Volume
 from convserve.graph.ops import OPS
 
-__all__ = ["Context", "as_float32", "channel_values", "view_of"]
+__all__ = ["Context", "as_float32", "axes_behind_batch", "channel_values", "view_of"]
 
 
 def view_of(tensor: str, volume: Volume, like: View | None = None) -> View:
@@ -38,9 +38,10 @@ class Context:
     _written: dict[str, View] = field(default_factory=dict)
     _flattened: dict[str, View] = field(default_factory=dict)
 
-    def begin(self, tensor: str, volume: Volume) -> None:
-        """Make a tensor the image that the network reads."""
+    def begin(self, tensor: str, volume: Volume) -> View:
+        """Make a tensor the image that the network reads, and return it."""
         self._written[tensor] = self.views[tensor] = view_of(tensor, volume)
+        return self.views[tensor]
 
     def emit(
         self,
@@ -49,12 +50,15 @@ class Context:
         inputs: list[View],
         attrs: dict[str, Any] | None = None,
         params: dict[str, np.ndarray] | None = None,
+        *,
+        output: int = 0,
     ) -> View:
-        """Write a graph node for a node of the file and return its output as a rank-4 view."""
-        tensor = source.outputs[0]
+        """Write a graph node for a node of the file and return its output, number `output`, as a rank-4 view."""
+        tensor = source.outputs[output]
         if tensor in self._written:
             tensor = self._free_name(f"{tensor}/{op.lower()}")
-        node = Node(op, source.name, tuple(view.tensor for view in inputs), tensor, attrs or {}, params or {})
+        name = source.name if not output else tensor
+        node = Node(op, name, tuple(view.tensor for view in inputs), tensor, attrs or {}, params or {})
         try:
             volume = OPS[op].volume(node, [view.volume for view in inputs])
         except ShapeError as error:
@@ -67,7 +71,7 @@ class Context:
             raise ModelFormatError(str(error)) from error
         if volume.channels < 1:
             raise ModelFormatError(f"{source} gives a volume without channels")
-        keeps_size = not (OPS[op].windowed or OPS[op].whole or op == "Flatten")
+        keeps_size = not (OPS[op].windowed or OPS[op].windows or op == "Flatten")
         view = view_of(tensor, volume, inputs[0] if keeps_size else None)
         self._written[tensor] = view
         self.nodes.append(node)
@@ -80,12 +84,18 @@ class Context:
             name = f"{base}{number}"
         return name
 
-    def view(self, source: Source, index: int) -> View:
-        """Return input number index, which must come from the image."""
+    def view(self, source: Source, index: int, *, channels_last: bool = False) -> View:
+        """Return input number index, which must come from the image; channels_last: it may be in that order."""
         name = self._input(source, index)
         if name in self.constants:
             raise UnsupportedOpError(f"{source}: its input '{name}' is a constant, where convserve takes only volumes")
-        return self.views[name]
+        view = self.views[name]
+        if view.channels_last and not channels_last:
+            raise UnsupportedOpError(
+                f"{source} reads a tensor with its channels last, {view}; supported there are arithmetic on values,"
+                " LayerNormalization, MatMul and the way back"
+            )
+        return view
 
     def image(self, source: Source, index: int = 0) -> View:
         """Return input number index as a rank-4 volume (N, C, H, W)."""
@@ -95,8 +105,11 @@ class Context:
         return view
 
     def volume(self, source: Source, view: View) -> View:
-        """Return a view whose first size after the batch is its volume's channels, writing a Flatten if it must."""
-        if view.shape == view.dims:
+        """Return a view that has its volume's channels as first size after the batch, or last in that order.
+
+        Writes a Flatten where it must.
+        """
+        if view.shape == view.dims or view.channels_last:
             return view
         if any(size != 1 for size in view.shape[1:]) or not view.shape:
             raise UnsupportedOpError(
@@ -148,6 +161,21 @@ class Context:
         """Tell whether input number index is a constant."""
         return self._input(source, index) in self.constants
 
+    def axes(self, source: Source, *, since: int = 13) -> tuple[int, ...] | None:
+        """Return the node's axes, from its attribute or, from the opset `since` on, its second input; or None."""
+        array = self.constant(source, 1, optional=True) if source.opset >= since else None
+        return source.axes([] if array is None else [array], since=since)
+
+
+def axes_behind_batch(source: Source, axes: tuple[int, ...], rank: int) -> set[int]:
+    """Return axes counted from the front; errors where they do not fit the rank, or change the batch."""
+    positive = {axis + rank if axis < 0 else axis for axis in axes}
+    if not all(0 <= axis < rank for axis in positive) or len(positive) != len(axes):
+        raise ModelFormatError(f"{source}: axes {axes} do not fit a tensor of rank {rank}")
+    if 0 in positive:
+        raise UnsupportedOpError(f"{source} changes axis 0, the batch; supported are the axes behind it")
+    return positive
+
 
 def as_float32(source: Source, array: np.ndarray) -> np.ndarray:
     """Return a constant as float32, itself where it is that already; ModelFormatError where it holds no numbers."""
@@ -163,6 +191,9 @@ def channel_values(source: Source, array: np.ndarray, view: View) -> np.ndarray:
     """
     channels, rank = view.volume.channels, len(view.shape) + 1
     numbers = as_float32(source, array).astype(np.float64)
+    if view.channels_last and array.size > 1 and array.ndim <= rank:
+        first = np.moveaxis(array.reshape((1,) * (rank - array.ndim) + array.shape), -1, 1)
+        return channel_values(source, first, view_of(view.tensor, view.volume, view))
     if array.ndim > rank:
         raise UnsupportedOpError(f"{source}: a constant of shape {array.shape} makes a tensor of shape {view} larger")
     if array.size == 1:

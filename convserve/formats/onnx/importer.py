@@ -1,7 +1,6 @@
 """Walks an ONNX graph: what its outputs need is folded or becomes nodes of a Graph with a free batch."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 from onnx import GraphProto, NodeProto, ValueInfoProto
@@ -9,31 +8,34 @@ from onnx import GraphProto, NodeProto, ValueInfoProto
 from convserve.errors import ModelFormatError, ShapeError, UnsupportedOpError
 from convserve.formats.onnx.constants import FOLDS, fold, shape_array
 from convserve.formats.onnx.context import Context
-from convserve.formats.onnx.nodes import FLOATS, NODES
-from convserve.formats.onnx.reader import opset_version, read_model, tensor_array
-from convserve.formats.onnx.source import Source
+from convserve.formats.onnx.nodes import NODES
+from convserve.formats.onnx.reader import OnnxFile, opset_version
+from convserve.formats.onnx.source import FLOATS, Source
+from convserve.formats.onnx.spelled_lrn import spelled_lrn
 from convserve.formats.onnx.views import BATCH, Size, Symbol, View
 from convserve.graph.ir import Graph, Output, Volume
 
 __all__ = ["load_onnx"]
 
 
-def load_onnx(source: str | os.PathLike[str] | bytes, *, window: tuple[int, int] | None = None) -> Graph:
-    """Return the Graph of an ONNX file, given by its path or its bytes.
+def load_onnx(
+    source: str | os.PathLike[str] | bytes | OnnxFile, *, window: tuple[int, int] | None = None
+) -> Graph:
+    """Return the Graph of an ONNX file, given by its path, its bytes or opened.
 
     window is the image's (height, width) where the file leaves them open. Parameters are float32 arrays in
-    ONNX's layouts; they may be read-only views with any strides. The batch is free even where the file
-    fixes it. Raises ModelNotFoundError, ModelFormatError for what is no valid ONNX file, UnsupportedOpError
-    for an operation or a form of one that convserve does not run, ShapeError for a window that contradicts
-    the file.
+    ONNX's layouts; they may be read-only views of the mapped file, unaligned and with any strides. The batch
+    is free even where the file fixes it. Raises ModelNotFoundError, ModelFormatError for what is no valid ONNX
+    file, UnsupportedOpError for an operation or a form of one that convserve does not run, ShapeError for a
+    window that contradicts the file.
     """
-    model, folder = read_model(source)
-    opset = opset_version(model)
-    proto = model.graph
-    name = proto.name or (Path(source).stem if not isinstance(source, bytes | bytearray | memoryview) else "network")
-    nodes, needed = _needed_nodes(proto)
+    file = source if isinstance(source, OnnxFile) else OnnxFile(source)
+    opset = opset_version(file.model)
+    proto = file.model.graph
+    name = proto.name or file.name
+    nodes, needed = _needed_nodes(proto, _renamed(file, proto))
     constants = {
-        tensor.name: tensor_array(tensor, folder, f"the initializer '{tensor.name}'")
+        tensor.name: file.array(tensor, f"the initializer '{tensor.name}'")
         for tensor in proto.initializer
         if tensor.name in needed
     }
@@ -43,18 +45,34 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, window: tuple[int, int]
     info = _image_input(proto, needed, {tensor.name for tensor in proto.initializer})
     volume, batch = _input_volume(info, window)
     context = Context(batch, constants=constants, needed=needed)
-    context.begin(info.name, volume)
+    image = context.begin(info.name, volume)
+    context.views[info.name] = image.shaped(image.shape[: len(info.type.tensor_type.shape.dim) - 1])
     for node in nodes:
-        _import_node(context, Source(node, opset, folder))
+        _import_node(context, Source(node, opset, file))
     graph = Graph(name, info.name, volume, context.nodes, [_output(context, value.name) for value in proto.output])
     graph.check()
     return graph
 
 
-def _needed_nodes(proto: GraphProto) -> tuple[list[NodeProto], set[str]]:
+def _renamed(file: OnnxFile, proto: GraphProto) -> list[NodeProto]:
+    """Return the file's nodes, with one in place of the last of several where these are spelled out."""
+    tensors = {tensor.name: tensor for tensor in proto.initializer}
+    for node in proto.node:
+        for found in node.attribute:
+            if node.op_type == "Constant" and found.name == "value" and node.output:
+                tensors[node.output[0]] = found.t
+
+    def constant(name: str) -> np.ndarray | None:
+        return file.array(tensors[name], f"the constant '{name}'") if name in tensors else None
+
+    instead = spelled_lrn(proto.node, constant)
+    return [instead.get(node.output[0], node) if node.output else node for node in proto.node]
+
+
+def _needed_nodes(proto: GraphProto, nodes: list[NodeProto]) -> tuple[list[NodeProto], set[str]]:
     """Return the nodes that the outputs need, in the file's order, and the names that these read and show."""
     writers: dict[str, int] = {}
-    for index, node in enumerate(proto.node):
+    for index, node in enumerate(nodes):
         for name in filter(None, node.output):
             if name in writers:
                 raise ModelFormatError(f"two nodes of the graph write '{name}'")
@@ -68,12 +86,12 @@ def _needed_nodes(proto: GraphProto) -> tuple[list[NodeProto], set[str]]:
         writer = writers.get(name)
         if writer is not None and writer not in kept:
             kept.add(writer)
-            waiting.extend(filter(None, proto.node[writer].input))
+            waiting.extend(filter(None, nodes[writer].input))
     given = {value.name for value in proto.input} | {tensor.name for tensor in proto.initializer}
     missing = sorted(needed - writers.keys() - given - {sparse.values.name for sparse in proto.sparse_initializer})
     if missing:
         raise ModelFormatError(f"the graph needs '{missing[0]}', which no node, input or initializer of it gives")
-    return [proto.node[index] for index in sorted(kept)], needed
+    return [nodes[index] for index in sorted(kept)], needed
 
 
 def _image_input(proto: GraphProto, needed: set[str], initializers: set[str]) -> ValueInfoProto:
@@ -93,13 +111,15 @@ def _input_volume(info: ValueInfoProto, window: tuple[int, int] | None) -> tuple
     dims = declared.shape.dim
     if info.type.WhichOneof("value") != "tensor_type" or declared.elem_type not in FLOATS:
         raise UnsupportedOpError(f"the input '{info.name}' is no tensor of floats; supported is a float image")
-    if len(dims) != 4:
-        raise UnsupportedOpError(f"the input '{info.name}' has {len(dims)} dimensions; supported is (N, C, H, W)")
+    if len(dims) not in (2, 4):
+        raise UnsupportedOpError(
+            f"the input '{info.name}' has {len(dims)} dimensions; supported are (N, C, H, W) and (N, values)"
+        )
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
     batch, channels = sizes[:2]
     if channels is None:
         raise UnsupportedOpError(f"the input '{info.name}' leaves its channels open; they must be fixed in the file")
-    height, width = sizes[2:]
+    height, width = sizes[2:] or (1, 1)
     if window is not None:
         if len(window) != 2 or any(size < 1 for size in window):
             raise ShapeError(f"window is {window!r}; it must be a height and a width above 0")
@@ -119,7 +139,7 @@ def _import_node(context: Context, source: Source) -> None:
     if source.op not in NODES and source.op not in FOLDS:
         raise UnsupportedOpError(f"{source} is not supported; supported are: {_supported()}")
     further = [name for name in source.outputs[1:] if name in context.needed]
-    if further:
+    if further and source.op != "Split":
         raise UnsupportedOpError(f"{source}: its output '{further[0]}' is read; only the first output is supported")
     names = list(source.inputs)
     while names and not names[-1]:
@@ -129,7 +149,7 @@ def _import_node(context: Context, source: Source) -> None:
             raise ModelFormatError(f"{source} reads '{name}', which nothing before it writes")
     if not source.outputs or any(name in context.constants or name in context.views for name in source.outputs):
         raise ModelFormatError(f"{source} writes no tensor of its own")
-    result: np.ndarray | View
+    result: np.ndarray | View | list[View]
     if all(name in context.constants for name in names):
         result = fold(source, [context.constants[name] for name in names])
     elif source.op == "Shape":
@@ -141,10 +161,11 @@ def _import_node(context: Context, source: Source) -> None:
         )
     else:
         result = NODES[source.op](context, source)
-    if isinstance(result, View):
-        context.views[source.outputs[0]] = result
-    else:
+    if isinstance(result, np.ndarray):
         context.constants[source.outputs[0]] = result
+        return
+    for name, view in zip(source.outputs, result if isinstance(result, list) else [result], strict=False):
+        context.views[name] = view
 
 
 def _supported() -> str:
@@ -157,5 +178,7 @@ def _output(context: Context, name: str) -> Output:
     if name not in context.views:
         raise ModelFormatError(f"nothing writes the output '{name}'")
     view = context.views[name]
+    if view.channels_last:
+        raise UnsupportedOpError(f"the output '{name}' has its channels last, {view}; supported is (N, C, H, W)")
     shape = tuple(None if isinstance(size, Symbol) else size for size in view.shape)
     return Output(name, view.tensor, None if view.shape == view.dims else shape)

@@ -1,5 +1,6 @@
-"""Reads an ONNX file: the model message, its opset and its tensors, external data included."""
+"""Reads an ONNX file: the model message, its opset and its tensors, external data included; files are mapped."""
 
+import hashlib
 import math
 import os
 import stat
@@ -12,41 +13,142 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, defs, numpy_helper
 
 from convserve.errors import ModelFormatError, ModelNotFoundError
+from convserve.formats.onnx.message import IN_MESSAGE, parse_model
 
-__all__ = ["OLDEST_OPSET", "opset_version", "read_model", "tensor_array"]
+__all__ = ["OLDEST_OPSET", "OnnxFile", "opset_version"]
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 6
+
+# Where the raw bytes of a tensor are its values; others go through the onnx package.
+_PLAIN: dict[int, str] = {
+    TensorProto.FLOAT: "<f4",
+    TensorProto.DOUBLE: "<f8",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.INT64: "<i8",
+    TensorProto.INT32: "<i4",
+}
 
 
-def read_model(source: str | os.PathLike[str] | bytes) -> tuple[ModelProto, Path | None]:
-    """Return the model message of a path or of a file's bytes, and the folder where its external data may lie.
+class OnnxFile:
+    """An ONNX model as its file holds it: the message, and tensors as read-only views of the mapped files."""
 
-    Raises ModelNotFoundError for a path that does not exist, ModelFormatError for what is not ONNX.
-    """
-    folder = None
-    if isinstance(source, bytes | bytearray | memoryview):
-        what, content = f"the {len(source)} bytes given", bytes(source)
-    else:
-        path = Path(source)
-        what, folder = f"'{path}'", path.parent
+    model: ModelProto
+    """The message; long raw values are left in the file (message.parse_model)."""
+
+    def __init__(self, source: str | os.PathLike[str] | bytes) -> None:
+        """Read a path or a file's bytes.
+
+        Raises ModelNotFoundError for a path that does not exist, ModelFormatError for what is not ONNX.
+        """
+        self.content: np.ndarray
+        """The whole message, uint8: the mapped file, or the bytes given."""
+        self.name = "network"
+        self.folder: Path | None = None
+        self.files: dict[str, os.stat_result] = {}
+        """What was mapped: each file's path, and what the system said of it then."""
+        self._external: dict[str, np.ndarray] = {}
+        if isinstance(source, bytes | bytearray | memoryview):
+            what, self.content = f"the {len(source)} bytes given", np.frombuffer(source, np.uint8)
+        else:
+            path = Path(source)
+            what, self.name, self.folder = f"'{path}'", path.stem, path.parent
+            try:
+                with path.open("rb") as stream:
+                    self.content = self._mapped(stream, path)
+            except FileNotFoundError:
+                raise ModelNotFoundError(f"there is no file {what}") from None
+            except OSError as error:
+                raise ModelFormatError(f"{what} cannot be read: {error.strerror}") from error
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise ModelNotFoundError(f"there is no file {what}") from None
-        except OSError as error:
-            raise ModelFormatError(f"{what} cannot be read: {error.strerror}") from error
-    model = ModelProto()
-    try:
-        model.ParseFromString(content)
-    except DecodeError:
-        raise ModelFormatError(f"{what}: not an ONNX model, or a truncated one") from None
-    if not model.HasField("graph") or not model.graph.node or not model.graph.output:
-        raise ModelFormatError(f"{what}: not an ONNX model, it holds no graph with nodes and outputs")
-    for name in _names(model):
-        # protobuf hands text that is no UTF-8 over as bytes
-        if not isinstance(name, str):
-            raise ModelFormatError(f"{what}: the name {name!r} is no UTF-8 text")
-    return model, folder
+            self.model = parse_model(self.content.data)
+        except DecodeError:
+            raise ModelFormatError(f"{what}: not an ONNX model, or a truncated one") from None
+        if not self.model.HasField("graph") or not self.model.graph.node or not self.model.graph.output:
+            raise ModelFormatError(f"{what}: not an ONNX model, it holds no graph with nodes and outputs")
+        for name in _names(self.model):
+            # protobuf hands text that is no UTF-8 over as bytes
+            if not isinstance(name, str):
+                raise ModelFormatError(f"{what}: the name {name!r} is no UTF-8 text")
+
+    def _mapped(self, stream: BinaryIO, path: Path) -> np.ndarray:
+        status = os.fstat(stream.fileno())
+        self.files[str(path)] = status
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return np.frombuffer(stream.read(), np.uint8)
+        return np.asarray(np.memmap(stream, np.uint8, "r", shape=(status.st_size,)))
+
+    def array(self, tensor: TensorProto, what: str) -> np.ndarray:
+        """Return a tensor's values in their own dtype and shape, perhaps a read-only view of the file.
+
+        External data is taken only from a regular file inside the model's folder that is reached without symbolic
+        links and has no second name. Raises ModelFormatError for that and for sizes that do not fit.
+        """
+        if any(dim < 0 for dim in tensor.dims):
+            raise ModelFormatError(f"{what} has the shape {tuple(tensor.dims)}")
+        try:
+            array = self._values(tensor, what)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFormatError(f"{what} does not hold the values that its shape and type claim: {error}") from error
+        if array.shape != tuple(tensor.dims):
+            raise ModelFormatError(f"{what} holds {array.size} values, but its shape is {tuple(tensor.dims)}")
+        return array
+
+    def _values(self, tensor: TensorProto, what: str) -> np.ndarray:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        raw = self._raw(tensor, what)
+        if tensor.data_type in _PLAIN:
+            return raw.view(_PLAIN[tensor.data_type]).reshape(tuple(tensor.dims))
+        loaded = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
+        loaded.raw_data = raw.tobytes()
+        return numpy_helper.to_array(loaded)
+
+    def _raw(self, tensor: TensorProto, what: str) -> np.ndarray:
+        """Return the bytes of a tensor that lie outside the parsed message, uint8."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        except ValueError:
+            raise ModelFormatError(f"{what}: offset and length of its external data are no numbers") from None
+        content = self.content if location == IN_MESSAGE else self._external_content(location, what)
+        if length < 0:
+            length = content.size - offset
+        if offset < 0 or length < 0 or offset + length > content.size:
+            raise ModelFormatError(
+                f"{what}: bytes {offset} to {offset + length} of '{location}' are wanted, which has {content.size}"
+            )
+        values = math.prod(tensor.dims)
+        if length > 8 * max(values, 1):
+            raise ModelFormatError(f"{what}: {length} bytes in '{location}' are more than {values} values take")
+        return content[offset : offset + length]
+
+    def _external_content(self, location: str, what: str) -> np.ndarray:
+        if self.folder is None:
+            raise ModelFormatError(f"{what} lies in the file '{location}'; load the model by its path, not from bytes")
+        if location not in self._external:
+            with _open_inside(self.folder, location, what) as stream:
+                self._external[location] = self._mapped(stream, self.folder / location)
+        return self._external[location]
+
+    def check_unchanged(self) -> None:
+        """Raise ModelFormatError where a file was written to since it was mapped; a replaced one does no harm."""
+        for path, before in self.files.items():
+            try:
+                now = os.stat(path)
+            except OSError:
+                continue
+            times = (before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+            if now.st_ino == before.st_ino and (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != times:
+                raise ModelFormatError(f"'{path}' was written to while it was read; load it again")
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the message and of all external data that was read so far, with its locations."""
+        content = hashlib.sha256(self.content.data)
+        for location, data in sorted(self._external.items()):
+            content.update(f"\0{location}\0{data.size}\0".encode())
+            content.update(hashlib.sha256(data.data).digest())
+        return content.digest()
 
 
 def _names(model: ModelProto) -> Iterator[object]:
@@ -73,51 +175,6 @@ def opset_version(model: ModelProto) -> int:
     if not OLDEST_OPSET <= versions[0] <= newest:
         raise ModelFormatError(f"the model uses opset {versions[0]}; convserve reads opsets {OLDEST_OPSET} to {newest}")
     return int(versions[0])
-
-
-def tensor_array(tensor: TensorProto, folder: Path | None, what: str) -> np.ndarray:
-    """Return a tensor's values in their own dtype and shape, perhaps read-only.
-
-    External data is read only from a regular file inside folder that is reached without symbolic
-    links and has no second name. Raises ModelFormatError for that and for sizes that do not fit.
-    """
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelFormatError(f"{what} has the shape {tuple(tensor.dims)}")
-    if tensor.data_location == TensorProto.EXTERNAL:
-        loaded = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
-        loaded.raw_data = _external_bytes(tensor, folder, what)
-        tensor = loaded
-    try:
-        array = numpy_helper.to_array(tensor)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFormatError(f"{what} does not hold the values that its shape and type claim: {error}") from error
-    if array.shape != tuple(tensor.dims):
-        raise ModelFormatError(f"{what} holds {array.size} values, but its shape is {tuple(tensor.dims)}")
-    return array
-
-
-def _external_bytes(tensor: TensorProto, folder: Path | None, what: str) -> bytes:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    if folder is None:
-        raise ModelFormatError(f"{what} lies in the file '{location}'; load the model by its path, not from bytes")
-    values = math.prod(tensor.dims)
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
-    except ValueError:
-        raise ModelFormatError(f"{what}: offset and length of its external data are no numbers") from None
-    with _open_inside(folder, location, what) as file:
-        size = os.fstat(file.fileno()).st_size
-        if length < 0:
-            length = size - offset
-        if offset < 0 or length < 0 or offset + length > size:
-            raise ModelFormatError(
-                f"{what}: bytes {offset} to {offset + length} of '{location}' are wanted, which has {size}"
-            )
-        if length > 8 * max(values, 1):
-            raise ModelFormatError(f"{what}: {length} bytes in '{location}' are more than {values} values take")
-        file.seek(offset)
-        return file.read(length)
 
 
 def _open_inside(folder: Path, location: str, what: str) -> BinaryIO:

@@ -1,17 +1,20 @@
 """One ONNX node as the importer reads it: typed attributes with their defaults, named in every error."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
 
 from convserve.errors import ModelFormatError
-from convserve.formats.onnx.reader import tensor_array
+from convserve.formats.onnx.reader import OnnxFile
 from convserve.formats.onnx.views import Size
 
-__all__ = ["Source"]
+__all__ = ["FLOATS", "LARGEST", "Source"]
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+# Far above any network, far below where sizes computed from it would leave 64 bits.
+LARGEST = 1 << 24
 
 _REQUIRED: Any = object()
 _FIELDS = {
@@ -27,14 +30,14 @@ _FIELDS = {
 class Source:
     """One node of the file: op, inputs and outputs by name ("" where left out), opset and attributes."""
 
-    def __init__(self, proto: NodeProto, opset: int, folder: Path | None = None) -> None:
+    def __init__(self, proto: NodeProto, opset: int, file: OnnxFile) -> None:
         self.op = proto.op_type
         self.domain = proto.domain
         self.inputs = list(proto.input)
         self.outputs = list(proto.output)
         self.opset = opset
         self.name = proto.name or next((name for name in proto.output if name), "")
-        self._folder = folder
+        self._file = file
         self._attributes = {attribute.name: attribute for attribute in proto.attribute}
 
     def __str__(self) -> str:
@@ -80,10 +83,14 @@ class Source:
         value = self._typed(name, default, AttributeProto.INTS)
         return tuple(int(item) for item in value) if value is not None else None  # type: ignore[return-value]
 
+    def reals(self, name: str) -> tuple[float, ...]:
+        """Return a list of floats as a tuple."""
+        return tuple(float(item) for item in self._typed(name, _REQUIRED, AttributeProto.FLOATS))
+
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor attribute as an array in its own dtype."""
         value: TensorProto = self._typed(name, _REQUIRED, AttributeProto.TENSOR)
-        return tensor_array(value, self._folder, f"the attribute '{name}' of {self}")
+        return self._file.array(value, f"the attribute '{name}' of {self}")
 
     def axes(self, inputs: Sequence[np.ndarray], *, since: int = 13) -> tuple[int, ...] | None:
         """Return the node's axes: an attribute before the opset `since`, then the second input."""

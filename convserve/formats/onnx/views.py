@@ -30,13 +30,15 @@ Size = int | Symbol
 class View:
     """One ONNX tensor: the values of a volume, in C, H, W order, under a shape (without the batch).
 
-    dims are the volume's sizes with symbols in place of None.
+    dims are the volume's sizes with symbols in place of None. channels_last: the values are in H, W, C order instead,
+    and the shape is (H, W, C).
     """
 
     tensor: str
     volume: Volume
     dims: tuple[Size, Size, Size]
     shape: tuple[Size, ...]
+    channels_last: bool = False
 
     def __str__(self) -> str:
         return f"({', '.join(map(str, (BATCH, *self.shape)))})"
@@ -44,6 +46,10 @@ class View:
     def shaped(self, shape: Iterable[Size]) -> "View":
         """Return the same values under another shape."""
         return replace(self, shape=tuple(shape))
+
+    def like(self, view: "View") -> "View":
+        """Return the same values under another view's shape and in its order."""
+        return replace(self, shape=view.shape, channels_last=view.channels_last)
 
 
 Product = tuple[int, Counter[Symbol]]

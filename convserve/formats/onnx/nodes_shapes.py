@@ -1,0 +1,128 @@
+"""ONNX's changes of shape, and nodes that change nothing at inference."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from convserve.errors import ModelFormatError, UnsupportedOpError
+from convserve.formats.onnx.context import Context, axes_behind_batch
+from convserve.formats.onnx.nodes_moves import depth_to_space_of
+from convserve.formats.onnx.source import FLOATS, Source
+from convserve.formats.onnx.views import View, reshaped
+
+__all__ = ["SHAPES"]
+
+
+def concat(context: Context, source: Source) -> View:
+    parts = [context.volume(source, context.view(source, index)) for index in range(len(source.inputs))]
+    if not parts:
+        raise ModelFormatError(f"{source} has no inputs")
+    rank = len(parts[0].shape) + 1
+    axis = source.integer("axis")
+    if (axis + rank if axis < 0 else axis) != 1 or any(len(part.shape) + 1 != rank for part in parts):
+        raise UnsupportedOpError(
+            f"{source} joins tensors of shapes {', '.join(map(str, parts))} along axis {axis}; supported is axis 1"
+        )
+    joined = context.emit(source, "Concat", parts)
+    return joined.shaped((joined.dims[0], *parts[0].shape[1:]))
+
+
+def dropout(context: Context, source: Source) -> View:
+    training = context.constant(source, 2, optional=True) if source.opset >= 12 else None
+    if training is not None and training.any():
+        raise UnsupportedOpError(f"{source} is in training mode; export the network for inference")
+    return context.view(source, 0, channels_last=True)
+
+
+def identity(context: Context, source: Source) -> View:
+    return context.view(source, 0, channels_last=True)
+
+
+def cast(context: Context, source: Source) -> View:
+    if source.integer("to") not in FLOATS:
+        raise UnsupportedOpError(f"{source} casts to type {source.integer('to')}; supported are the float types")
+    return context.view(source, 0, channels_last=True)
+
+
+def squeeze(context: Context, source: Source) -> View:
+    view = context.view(source, 0)
+    axes = context.axes(source)
+    if axes is None:
+        return view.shaped(size for size in view.shape if size != 1)
+    dropped = axes_behind_batch(source, axes, len(view.shape) + 1)
+    if any(view.shape[axis - 1] != 1 for axis in dropped):
+        raise ModelFormatError(f"{source}: axes {axes} of a tensor of shape {view} are not all of size 1")
+    return view.shaped(size for axis, size in enumerate(view.shape, 1) if axis not in dropped)
+
+
+def unsqueeze(context: Context, source: Source) -> View:
+    view = context.view(source, 0)
+    axes = context.axes(source)
+    if axes is None:
+        raise ModelFormatError(f"{source} names no axes")
+    rank = len(view.shape) + 1 + len(axes)
+    added, sizes = axes_behind_batch(source, axes, rank), iter(view.shape)
+    return view.shaped(1 if axis in added else next(sizes) for axis in range(1, rank))
+
+
+def reshape(context: Context, source: Source) -> View:
+    target = context.constant(source, 1)
+    assert target is not None
+    if target.ndim != 1 or target.dtype.kind not in "iO":
+        raise ModelFormatError(f"{source}: its shape is no list of whole numbers")
+    return reshaped(
+        context.view(source, 0),
+        target.tolist(),
+        declared_batch=context.declared_batch,
+        allowzero=source.opset >= 14 and bool(source.integer("allowzero", 0)),
+        what=str(source),
+    )
+
+
+def flatten(context: Context, source: Source) -> View:
+    view = context.view(source, 0)
+    axis = source.integer("axis", 1)
+    if (axis + len(view.shape) + 1 if axis < 0 else axis) != 1:
+        raise UnsupportedOpError(f"{source} flattens {view} at axis {axis}, which mixes images; supported is axis 1")
+    return reshaped(view, (0, -1), declared_batch=context.declared_batch, allowzero=False, what=str(source))
+
+
+def transpose(context: Context, source: Source) -> View:
+    view = context.view(source, 0, channels_last=True)
+    rank = len(view.shape) + 1
+    perm = source.integers("perm", tuple(reversed(range(rank))))
+    if sorted(perm) != list(range(rank)):
+        raise ModelFormatError(f"{source}: perm is {perm}, but the tensor has the shape {view}")
+    if view.channels_last and perm == (0, 3, 1, 2):
+        return replace(view, shape=view.dims, channels_last=False)
+    if perm[0] == 0 and not view.channels_last:
+        shape = tuple(view.shape[axis - 1] for axis in perm[1:])
+        moved = [axis for axis in perm[1:] if view.shape[axis - 1] != 1]
+        if moved == sorted(moved):
+            return view.shaped(shape)
+        if perm == (0, 2, 3, 1) and view.shape == view.dims:
+            return replace(view, shape=shape, channels_last=True)
+        if rank >= 3 and perm[:3] == (0, 2, 1) and perm[3:] == tuple(range(3, rank)):
+            first, second = view.shape[:2]
+            if isinstance(first, int) and isinstance(second, int) and first * second == view.volume.channels:
+                shuffled = context.emit(source, "ChannelShuffle", [view], {"group": first})
+                return shuffled.shaped(shape)
+        spread = depth_to_space_of(context, source, view, perm)
+        if spread is not None:
+            return spread
+    raise UnsupportedOpError(
+        f"{source} reorders {view} to {perm}; supported are axes of size 1, "
+        "channels last and first again, the channel shuffle (0, 2, 1, 3, 4), and depth to space and back"
+    )
+
+
+SHAPES: dict[str, Callable[[Context, Source], View]] = {
+    "Cast": cast,
+    "Concat": concat,
+    "Dropout": dropout,
+    "Flatten": flatten,
+    "Identity": identity,
+    "Reshape": reshape,
+    "Squeeze": squeeze,
+    "Transpose": transpose,
+    "Unsqueeze": unsqueeze,
+}
