@@ -91,6 +91,9 @@ def resized_axis(node: Node, x: Array, axis: int) -> tuple[Array, Array]:
     ys, outside = [], []
     for place in resize_places(node, axis, size, count):
         outside.append(attrs["coordinate_transformation_mode"] == "tf_crop_and_resize" and not 0 <= place <= size - 1)
+        if outside[-1]:
+            ys.append(np.zeros(along.shape[:-1]))
+            continue
         if attrs["mode"] == "nearest":
             rounded = {
                 "round_prefer_floor": np.ceil(place - 0.5),
