@@ -46,6 +46,8 @@ class Case:
     def _value(self, row: dict[str, Any]) -> float:
         if self.figure == "returned":
             return float(row["after_bytes"] / row["before_bytes"])
+        if self.figure == "evicted":
+            return float(row["evicted_s"] / row["kept_s"])
         if self.figure == "default":
             return float(row["default_s"] / row["fastest_s"])
         if self.figure == "beside_file":
@@ -93,6 +95,14 @@ def _cases(
         Case(
             "returned", f"{big}: resident after a {map_side}x{map_side} map, against before", "returned", large, whole,
             "returned", at_most(None, 1.01), algorithms=("auto",),
+        ),
+        Case(
+            "evicted", f"{big}, weights evicted: what of them a run leaves resident", "evicted", large, window,
+            "evicted_bytes", algorithms=("auto",), runs=runs,
+        ),
+        Case(
+            "evicted-price", f"{big}, weights evicted: time against kept", "evicted", large, window,
+            "evicted", algorithms=("auto",), runs=runs,
         ),
         Case(
             "layouts", f"{big}: time of the default plan against the fastest", "layouts", large, window,

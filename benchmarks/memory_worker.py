@@ -1,6 +1,6 @@
 """One run of convserve in a process of its own, its memory sampled: what the parent asks comes as JSON on argv.
 
-{"kind": "plan" | "run" | "map" | "stream" | "returned" | "layouts", "net": path, "algorithm": "auto" | "gemm",
+{"kind": "plan" | "run" | "map" | "stream" | "returned" | "evicted" | "layouts", "net": path, "algorithm": "auto" | "gemm",
 "threads": n, "smallest": bool, "height": rows, "width": pixels, "runs": n} -> one JSON object; sizes in bytes.
 """
 
@@ -128,6 +128,18 @@ def _returned(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
     return {**found, "before_bytes": before, "after_bytes": _resident()}
 
 
+def _evicted(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
+    # the model that keeps its pages runs last: until then it has touched none
+    evicting = load(asked["net"], algorithm=asked["algorithm"], threads=asked["threads"], evict_weights=True)
+    found = {}
+    for name, each in (("evicted", evicting), ("kept", model)):
+        before = resident_memory(os.getpid())["file_bytes"]
+        x = np.zeros((1, each.graph.input_volume.channels, *(each.window or ())), np.float32)
+        found[f"{name}_s"] = min(each.measure(x)[1].seconds for _ in range(asked["runs"]))
+        found[f"{name}_bytes"] = resident_memory(os.getpid())["file_bytes"] - before
+    return {**found, "seconds": found["evicted_s"]}
+
+
 def _resident() -> int:
     now = resident_memory(os.getpid())
     return now["anonymous_bytes"] + now["file_bytes"]
@@ -177,7 +189,15 @@ def _shape(tensor: Any) -> tuple[int, int, int]:
     return tensor.height, tensor.width, tensor.volume.channels
 
 
-_KINDS = {"plan": _plan, "run": _run, "map": _map, "stream": _stream, "returned": _returned, "layouts": _layouts}
+_KINDS = {
+    "plan": _plan,
+    "run": _run,
+    "map": _map,
+    "stream": _stream,
+    "returned": _returned,
+    "evicted": _evicted,
+    "layouts": _layouts,
+}
 
 
 if __name__ == "__main__":

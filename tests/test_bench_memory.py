@@ -16,7 +16,7 @@ from benchmarks.process import ROOT
 from convserve.errors import MemoryBudgetError
 
 MIB = 1 << 20
-CASES = ("smallest", "default", "layouts", "server", "servers")
+CASES = ("smallest", "default", "evicted", "layouts", "server", "servers")
 
 
 @pytest.fixture(scope="module")

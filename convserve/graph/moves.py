@@ -299,7 +299,9 @@ def _resize_taps(node: Node, axis: int, size: int, count: int) -> Taps:
         if node.attrs["exclude_outside"]:
             weights = np.where((indices >= 0) & (indices < size), weights, 0)
         if node.attrs["antialias"] or node.attrs["exclude_outside"]:
-            weights /= weights.sum(axis=1, keepdims=True)
+            total = weights.sum(axis=1, keepdims=True)
+            # an output outside the region may have no tap at all
+            weights /= np.where(total == 0, 1, total)
     indices = np.clip(indices, 0, size - 1)
     if node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
         indices[(places < 0) | (places > size - 1)] = -1
