@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convserve.images import Preprocess
     from convserve.loading import build, load
     from convserve.model import Model
+    from convserve.reduction import Reduction
     from convserve.results import Geometry, Prediction, Predictions, RunReport, ScoreMap
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Preprocess",
+    "Reduction",
     "RemoteError",
     "RunCancelled",
     "RunReport",
@@ -68,6 +70,7 @@ _HOMES = {
     "Prediction": "convserve.results",
     "Predictions": "convserve.results",
     "Preprocess": "convserve.images",
+    "Reduction": "convserve.reduction",
     "RunReport": "convserve.results",
     "ScoreMap": "convserve.results",
     "build": "convserve.loading",

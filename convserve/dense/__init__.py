@@ -4,9 +4,11 @@ from convserve.dense.fitting import Capacity, capacity
 from convserve.dense.scoring import open_stream, score_map
 from convserve.dense.sliding import Sliding, class_indices, sliding
 from convserve.dense.stream import RowStream, ScoreStream
+from convserve.reduction import Reduction
 
 __all__ = [
     "Capacity",
+    "Reduction",
     "RowStream",
     "ScoreStream",
     "Sliding",
