@@ -6,6 +6,7 @@ from convserve.graph.fit import fit_graph
 from convserve.graph.ir import Graph
 from convserve.graph.rewrite_folding import drop_identities, fold_affine, lower_batch_normalization
 from convserve.graph.rewrite_fusion import fuse_activation, fuse_residual
+from convserve.graph.rewrite_pads import fold_pads
 from convserve.graph.rewrite_spelled import name_activations
 from convserve.graph.rewrite_transposed import lower_conv_transpose
 from convserve.graph.rewrite_windows import flatten_to_conv, global_pooling_to_window, resolve_auto_pad
@@ -15,6 +16,7 @@ __all__ = [
     "drop_identities",
     "flatten_to_conv",
     "fold_affine",
+    "fold_pads",
     "fuse_activation",
     "fuse_residual",
     "global_pooling_to_window",
@@ -44,6 +46,7 @@ def rewrite(graph: Graph, *, window: tuple[int, int] | None, fit: str = "floor")
         name_activations,
         lower_batch_normalization,
         lambda graph: resolve_auto_pad(graph, window=window),
+        fold_pads,
         flatten_to_conv,
         fold_affine,
         lambda graph: global_pooling_to_window(graph, window=window),
