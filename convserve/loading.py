@@ -1,26 +1,24 @@
 """Loading: from an ONNX file, a native container or a graph to a Model; building: from a name or a pattern."""
 
-import hashlib
-import logging
+import functools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convserve import settings
 from convserve.errors import InputError, ModelFormatError, ModelNotFoundError
-from convserve.formats.algorithms import ALGORITHMS, choose_packing, without_winograd
-from convserve.formats.cache import Cache, standard_cache
+from convserve.formats.algorithms import without_winograd
 from convserve.formats.container import Container, is_container, read_container
-from convserve.formats.container_writer import container_bytes, hold_container, write_container
+from convserve.formats.container_writer import hold_container, write_container
+from convserve.formats.conversion import Form, file_container, held_container, text_container
 from convserve.formats.packing import Packing
-from convserve.formats.storage import WEIGHT_TYPES, weights_of
+from convserve.formats.pickles import refuse_pickle
+from convserve.formats.storage import weights_of
 from convserve.graph.assembly import random_parameters
-from convserve.graph.fit import check_fit
 from convserve.graph.ir import Graph
 from convserve.graph.networks import NETWORKS, is_network, network_graph
-from convserve.graph.rewrites import REWRITTEN_AWAY, rewrite
+from convserve.graph.rewrites import REWRITTEN_AWAY
 from convserve.images.preprocess import Preprocess
 from convserve.model import Model
 from convserve.results import Storage
@@ -28,37 +26,9 @@ from convserve.settings import parse_budget
 
 if TYPE_CHECKING:
     from convserve.formats.onnx import OnnxFile
+    from convserve.formats.state_dict import StateDict
 
 __all__ = ["build", "import_network", "is_network", "load"]
-
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What a network is made into: the options that shape its graph and its packed weights."""
-
-    algorithm: str
-    weights: str | None
-    fit: str
-    window: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise InputError(f"algorithm is {self.algorithm!r}; allowed: {', '.join(ALGORITHMS)}")
-        if self.weights not in (None, *WEIGHT_TYPES):
-            raise InputError(f"weights is {self.weights!r}; allowed: {', '.join(WEIGHT_TYPES)}")
-        check_fit(self.fit)
-
-    def __str__(self) -> str:
-        return f"{self.algorithm} {self.weights or 'fp32'} {self.window} {self.fit}"
-
-    def rewritten(self, graph: Graph) -> Graph:
-        return rewrite(graph, window=self.window, fit=self.fit)
-
-    def packing(self, graph: Graph) -> Packing:
-        return choose_packing(graph, self.algorithm, weights=self.weights)
 
 
 def load(
@@ -92,14 +62,14 @@ def load(
     Raises ModelNotFoundError, ModelFormatError, UnsupportedOpError, InputError, MemoryBudgetError, and ModelError for
     a weight that is too large for its type.
     """
-    form = _Form(algorithm, weights, fit, window)
+    form = Form(algorithm, weights, fit, window)
     _check_threads(threads)
     budget = parse_budget(memory_budget)
     name, because = "", ""
     if isinstance(source, Graph):
-        container, because = _held(form.rewritten(source), form), "given as a graph"
+        container, because = held_container(form.rewritten(source), form), "given as a graph"
     elif isinstance(source, bytes):
-        container, because = _held(_read_onnx(_onnx_file(source), form), form), "given as bytes"
+        container, because = held_container(_read_onnx(_onnx_file(source), form), form), "given as bytes"
     else:
         name = _existing(source).stem
         if is_container(source):
@@ -123,6 +93,7 @@ def build(
     network: str,
     *,
     seed: int = 0,
+    parameters: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     algorithm: str = "auto",
@@ -133,7 +104,7 @@ def build(
     cache: bool = True,
     evict_weights: bool = False,
 ) -> Model:
-    """Return the Model of a built-in network or of a pattern, with random weights, to plan and measure it untrained.
+    """Return the Model of a built-in network or of a pattern, trained, or with random weights to plan and measure it.
 
     network: a name ("lenet", "alexnet", "zfnet", "googlenet", "vgg16", "resnet50", ...: graph.networks.NETWORKS), or
     a pattern INPUT[HxWxD] -> layer -> ... Layers: CONV3-64 (window, filters; options S stride, P padding, D dilation,
@@ -141,26 +112,22 @@ def build(
     filters), POOL2, AVGPOOL2 and L2POOL2 (S, P, D, CEIL), GLOBALPOOL, GLOBALAVGPOOL, FC-4096, RELU
     and other activations (TANH, LEAKYRELU ALPHA0.1, ...), LRN5, BN, DROPOUT (computes nothing), SOFTMAX; [a -> b]*3
     repeats, and ? behind a layer or a group leaves it out where its windows do not fit. Spaces and line breaks do not
-    matter; docs/patterns.md has the whole language. seed: of the weights, which depend on it and on the layers' names.
-    cache: keep the packed weights in $XDG_CACHE_HOME/convserve, as those of an ONNX file. All else as load has it.
+    matter; docs/patterns.md has the whole language.
+    parameters: a PyTorch state dict saved as safetensors, float32, float16 or bfloat16, by torchvision's names; a
+    built-in network then has as many classes as the file. seed: of random weights, which depend on it and on the
+    layers' names. cache: keep the packed weights in $XDG_CACHE_HOME/convserve, as those of an ONNX file. All else as
+    load has it.
     Raises PatternError, which points at the place, ShapeError where fit="error" refuses a layer, InputError,
-    MemoryBudgetError.
+    MemoryBudgetError; ModelNotFoundError, ModelFormatError or ModelError for parameters that are not there, are no
+    safetensors file, or do not fit the network.
     """
-    form = _Form(algorithm, weights, fit)
+    form = Form(algorithm, weights, fit)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
         raise InputError(f"seed is {seed!r}; allowed: whole numbers from 0 to 2^64 - 1")
     _check_threads(threads)
     budget = parse_budget(memory_budget)
 
-    def made() -> Graph:
-        return _built(network, seed, form)
-
-    def cached(store: Cache) -> Container:
-        digest = hashlib.sha256(f"{seed} {network}".encode()).digest()
-        found = store.find(store.key(digest, str(form)))
-        return found or _packed(store, made(), digest, form, source=network)
-
-    container, because = _through_cache(cached, made, form, what=repr(network), cache=cache)
+    container, because = _opened_network(network, seed, parameters, form, cache=cache)
     return _model(
         container,
         because,
@@ -177,6 +144,7 @@ def import_network(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    parameters: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     algorithm: str = "auto",
@@ -186,15 +154,18 @@ def import_network(
 ) -> tuple[Model, Graph]:
     """Write an ONNX file, container or built network as a container; return what load gives of it, and what was read.
 
-    Options as for load. Weights go from file to file piece by piece: neither side is held. The graph that was read is
-    not packed, or as the container had it. Raises what load raises, OSError where the target cannot be written.
+    Options as for load, and parameters as for build. Weights go from file to file piece by piece: neither side is
+    held. The graph that was read is not packed, or as the container had it. Raises what load and build raise, OSError
+    where the target cannot be written.
     """
-    form = _Form(algorithm, weights, fit, window)
+    form = Form(algorithm, weights, fit, window)
     container = None
     if is_network(os.fspath(source)):
         if window is not None:
             raise InputError("window is for files that leave their input size open; a built network has its own")
-        graph = _built(os.fspath(source), 0, form)
+        graph = _built(os.fspath(source), 0, None if parameters is None else _state_dict(parameters), form)
+    elif parameters is not None:
+        raise InputError(f"parameters are for built-in networks and patterns; {os.fspath(source)!r} is neither")
     elif is_container(_existing(source)):
         container, _ = _opened_container(source, form, None)
         graph = replace(container.graph, name=Path(source).stem)
@@ -211,8 +182,19 @@ def import_network(
     return load(target), graph
 
 
-def _built(network: str, seed: int, form: _Form) -> Graph:
-    return form.rewritten(network_graph(network, random_parameters(seed), fit=form.fit))
+def _built(network: str, seed: int, state: "StateDict | None", form: Form) -> Graph:
+    if state is None:
+        return form.rewritten(network_graph(network, random_parameters(seed), fit=form.fit))
+    from convserve.formats.state_dict import state_dict_graph
+
+    return form.rewritten(state_dict_graph(network, state, fit=form.fit))
+
+
+def _state_dict(path: str | os.PathLike[str]) -> "StateDict":
+    # imported here, as the onnx package is: most processes read no such file
+    from convserve.formats.state_dict import StateDict
+
+    return StateDict(path)
 
 
 def _preprocess(given: Preprocess | None, container: Container | None) -> Preprocess | None:
@@ -256,7 +238,7 @@ def _model(
     )
 
 
-def _opened_container(path: str | os.PathLike[str], form: _Form, weights: str | None) -> tuple[Container, str]:
+def _opened_container(path: str | os.PathLike[str], form: Form, weights: str | None) -> tuple[Container, str]:
     """Return a container, mapped, or with weights of another type in private memory with the reason why."""
     if form.fit != "floor":
         raise InputError(f'fit is "{form.fit}"; a container\'s layers were fitted at import: give fit there')
@@ -271,55 +253,22 @@ def _opened_container(path: str | os.PathLike[str], form: _Form, weights: str | 
     return replace(held, preprocess=container.preprocess, labels=container.labels), f"the file has {there} weights"
 
 
-def _opened_onnx(path: str | os.PathLike[str], form: _Form, *, cache: bool) -> tuple[Container, str]:
+def _opened_onnx(path: str | os.PathLike[str], form: Form, *, cache: bool) -> tuple[Container, str]:
     """Return an ONNX file's container, mapped from the cache, or in private memory with the reason why."""
-
-    def cached(store: Cache) -> Container:
-        digest = store.known_digest(path)
-        container = None if digest is None else store.find(store.key(digest, str(form)))
-        if container is not None:
-            return container
-        file = _onnx_file(path)
-        graph = _read_onnx(file, form)
-        digest = file.digest()
-        container = store.find(store.key(digest, str(form)))
-        if container is None:
-            source = os.path.abspath(path)
-            container = _packed(store, graph, digest, form, source=source, check=file.check_unchanged)
-        store.remember(path, file.files, digest)
-        return container
-
-    return _through_cache(cached, lambda: _read_onnx(_onnx_file(path), form), form, what=os.fspath(path), cache=cache)
+    return file_container(path, _onnx_file, lambda file: _read_onnx(file, form), form, options=str(form), cache=cache)
 
 
-def _through_cache(
-    cached: Callable[[Cache], Container], made: Callable[[], Graph], form: _Form, *, what: str, cache: bool
+def _opened_network(
+    network: str, seed: int, parameters: str | os.PathLike[str] | None, form: Form, *, cache: bool
 ) -> tuple[Container, str]:
-    """Return what the cache gives, or the made graph in private memory with the reason why."""
-    because = "" if cache else "loaded without the cache"
-    if cache and settings.get("CACHE") == "off":
-        because = "CONVSERVE_CACHE is off"
-    if not because:
-        try:
-            return cached(standard_cache()), ""
-        except OSError as error:
-            because = f"the cache cannot be used: {error.strerror or error}"
-            _log.warning("the weights of %s take private memory: %s", what, because)
-    return _held(made(), form), because
-
-
-def _packed(
-    store: Cache, graph: Graph, digest: bytes, form: _Form, *, source: str, check: Callable[[], None] | None = None
-) -> Container:
-    """Return a graph's container, written into the cache; check is called when all of its weights were read."""
-    packing = form.packing(graph)
-
-    def write(target: Path) -> None:
-        write_container(target, graph, packing=packing)
-        if check is not None:
-            check()
-
-    return store.fill(store.key(digest, str(form)), container_bytes(graph, packing=packing), source, write)
+    """Return a built network's container, mapped from the cache, or in private memory with the reason why."""
+    if parameters is None:
+        made = functools.partial(_built, network, seed, None, form)
+        return text_container(f"{seed} {network}", made, form, what=network, cache=cache)
+    options = f"{form} {network}"
+    return file_container(
+        parameters, _state_dict, lambda file: _built(network, seed, file, form), form, options=options, cache=cache
+    )
 
 
 def _onnx_file(source: str | os.PathLike[str] | bytes) -> "OnnxFile":
@@ -329,22 +278,17 @@ def _onnx_file(source: str | os.PathLike[str] | bytes) -> "OnnxFile":
     return OnnxFile(source)
 
 
-def _read_onnx(file: "OnnxFile", form: _Form) -> Graph:
+def _read_onnx(file: "OnnxFile", form: Form) -> Graph:
     from convserve.formats.onnx import load_onnx
 
     return form.rewritten(load_onnx(file, window=form.window))
-
-
-def _held(graph: Graph, form: _Form) -> Container:
-    if form.algorithm == "gemm":
-        graph = without_winograd(graph)
-    return hold_container(graph, packing=form.packing(graph))
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     if not Path(path).is_file():
         names = "" if Path(path).suffix else f"; the networks that convserve.build knows are {', '.join(NETWORKS)}"
         raise ModelNotFoundError(f"no model file at {os.fspath(path)!r}{names}")
+    refuse_pickle(Path(path))
     return Path(path)
 
 

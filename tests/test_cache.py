@@ -20,7 +20,7 @@ import convserve
 from convserve.cli.main import main
 from convserve.errors import ModelFormatError, SettingError, UnsupportedOpError
 from convserve.formats import cache as cache_module
-from convserve.formats import container_writer
+from convserve.formats import container_writer, conversion
 from convserve.formats.cache import Cache, standard_cache
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +59,13 @@ def net(tmp_path: Path) -> Path:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were packed, one for each time."""
     made_here: list[Path] = []
-    write = convserve.load.__globals__["write_container"]
+    write = conversion.write_container
 
     def counted(path: Path, *args: Any, **options: Any) -> None:
         made_here.append(path)
         write(path, *args, **options)
 
-    monkeypatch.setitem(convserve.load.__globals__, "write_container", counted)
+    monkeypatch.setattr(conversion, "write_container", counted)
     return made_here
 
 
@@ -234,7 +234,7 @@ def test_a_file_that_is_written_to_while_it_is_packed_is_refused(
         write(*args, **options)
         os.utime(net)
 
-    monkeypatch.setitem(convserve.load.__globals__, "write_container", touched)
+    monkeypatch.setattr(conversion, "write_container", touched)
     with pytest.raises(ModelFormatError, match="written to while it was read"):
         convserve.load(net)
     monkeypatch.undo()

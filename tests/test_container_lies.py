@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 FIRST = "conv0.panels"
 SECOND = "conv0.bias_panels"
 HEADER_LIES: list[tuple[str, Callable[[Any], None], str]] = [
-    ("no metadata", setting(..., "__metadata__"), "__metadata__ is missing"),
+    ("no metadata", setting(..., "__metadata__"), "not a convserve container"),
     ("metadata no texts", setting(7, "__metadata__", "graph"), "values that are not texts"),
     ("another safetensors file", setting("pt", "__metadata__", "format"), "not a convserve container"),
     ("no version", setting(..., "__metadata__", "format_version"), "format_version is ''"),

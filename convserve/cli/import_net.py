@@ -1,4 +1,4 @@
-"""convserve import: an ONNX file with labels and preprocessing into the native container."""
+"""convserve import: a network with labels and preprocessing into the native container."""
 
 import argparse
 from pathlib import Path
@@ -16,12 +16,18 @@ def register(commands: Any) -> None:
     parser = add_command(
         commands,
         "import",
-        help="write an ONNX network, its labels and preprocessing into one .convserve file",
+        help="write a network, its labels and preprocessing into one .convserve file",
         example="convserve import resnet50.onnx -o resnet50.convserve --labels imagenet.txt \\\n"
-        "    --resize 256 --crop 224 --scale 0.003921568627 --mean .485,.456,.406 --std .229,.224,.225",
+        "    --resize 256 --crop 224 --scale 0.003921568627 --mean .485,.456,.406 --std .229,.224,.225\n"
+        "convserve import resnet50 --parameters resnet50.safetensors -o resnet50.convserve",
     )
     add_net(parser, required=True)
     parser.add_argument("-o", "--output", required=True, metavar="NET.convserve", help="the file to write")
+    parser.add_argument(
+        "--parameters",
+        metavar="FILE",
+        help="safetensors file of a PyTorch state dict, for a built-in network or a pattern (without: random weights)",
+    )
     parser.add_argument("--labels", metavar="FILE", help="text file with one label a line")
     parser.add_argument("--window", type=size_pair, metavar="HxW", help="input size, where the file leaves it open")
     add_fit(parser)
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     model, read = import_network(
         args.net,
         args.output,
+        parameters=args.parameters,
         preprocess=preprocess,
         labels=args.labels,
         algorithm=args.algorithm,

@@ -1,11 +1,11 @@
-"""The cache of packed networks: an ONNX file or a built network is packed once into a container, which is then mapped.
+"""The cache of packed networks: what is read or built is packed once into a container, which is then mapped.
 
 In the folder lie, for each packed network, KEY.convserve and KEY.json, its seal: what the system said of the finished
 file, so that a file that was touched since is packed again. The time of the seal is that of the last use. KEY is a hash
-of the ONNX file's content with its external data, or of a built network's text and seed, of the options that shape the
-container, and of the code that packs.
-PLACE.known holds the content's hash of an ONNX file by its path, with what the system says of the file: as long as that
-is unchanged, the file itself is not read.
+of the content that was read, external data included, or of a built network's text and seed, of the options that shape
+the container, and of the code that packs.
+PLACE.known holds the content's hash of an ONNX file or a state dict by its path, with what the system says of the file:
+as long as that is unchanged, the file itself is not read.
 """
 
 import fcntl

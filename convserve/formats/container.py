@@ -131,10 +131,14 @@ def _read_header(content: np.ndarray) -> tuple[dict[str, Any], int]:
 def _metadata(header: dict[str, Any]) -> tuple[dict[str, str], int]:
     """Return the metadata and the format version."""
     metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelFormatError("the header's __metadata__ is missing or has values that are not texts")
+        raise ModelFormatError("the header's __metadata__ has values that are not texts")
     if metadata.get("format") != FORMAT:
-        raise ModelFormatError("the file is in the safetensors format, but not a convserve container")
+        raise ModelFormatError(
+            "the file is in the safetensors format, but not a convserve container; a state dict goes with the name of "
+            "its network: build('resnet50', parameters='resnet50.safetensors')"
+        )
     version = metadata.get("format_version", "")
     if not (version.isascii() and version.isdigit() and len(version) < 10 and int(version) > 0):
         raise ModelFormatError(f"the container's format_version is {version!r}; it must be a whole number above 0")

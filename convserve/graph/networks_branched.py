@@ -44,8 +44,8 @@ def _block(build: Assembler, x: str, name: str, width: int, *, stride: int, bott
     return build.add("Relu", f"{name}.relu", x)
 
 
-def resnet(name: str, parameters: Parameters, *, fit: str = "floor") -> Graph:
-    """Return a residual network of RESIDUAL_NETWORKS over 224x224x3, giving 1000 class scores."""
+def resnet(name: str, parameters: Parameters, *, fit: str = "floor", classes: int = 1000) -> Graph:
+    """Return a residual network of RESIDUAL_NETWORKS over 224x224x3, giving class scores."""
     depths, bottleneck = RESIDUAL_NETWORKS[name]
     build = Assembler(name, Volume(3, 224, 224), parameters, fit=fit)
     x = build.add("Relu", "relu", _normalized(build, build.input, "conv1", "bn1", 64, 7, stride=2))
@@ -55,7 +55,7 @@ def resnet(name: str, parameters: Parameters, *, fit: str = "floor") -> Graph:
             stride = 2 if stage > 1 and number == 0 else 1
             x = _block(build, x, f"layer{stage}.{number}", 32 << stage, stride=stride, bottleneck=bottleneck)
     x = build.add("GlobalAveragePool", "avgpool", x)
-    return build.graph(build.fully_connected(x, "fc", 1000))
+    return build.graph(build.fully_connected(x, "fc", classes))
 
 
 _INCEPTIONS = (
@@ -81,8 +81,8 @@ def _ceil_pool(build: Assembler, x: str, name: str, kernel: int) -> str:
     return build.pool("MaxPool", x, name, (kernel, kernel), strides=(2, 2), ceil_mode=True)
 
 
-def googlenet(parameters: Parameters, *, fit: str = "floor") -> Graph:
-    """Return GoogLeNet over 224x224x3, giving 1000 class scores, without the heads that only training needs.
+def googlenet(parameters: Parameters, *, fit: str = "floor", classes: int = 1000) -> Graph:
+    """Return GoogLeNet over 224x224x3, giving class scores, without the heads that only training needs.
 
     As torchvision has it: normalized, and with 3x3 filters where the paper has 5x5.
     """
@@ -102,4 +102,4 @@ def googlenet(parameters: Parameters, *, fit: str = "floor") -> Graph:
         branches.append(_basic(build, inner, f"{name}.branch4.1", pooled, 1))
         x = build.add("Concat", name, tuple(branches))
     x = build.add("GlobalAveragePool", "avgpool", x)
-    return build.graph(build.fully_connected(x, "fc", 1000))
+    return build.graph(build.fully_connected(x, "fc", classes))

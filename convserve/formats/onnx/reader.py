@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, defs, numpy_helper
 
 from convserve.errors import ModelFormatError, ModelNotFoundError
+from convserve.formats.mapped import MappedFiles
 from convserve.formats.onnx.message import IN_MESSAGE, parse_model
 
 __all__ = ["OLDEST_OPSET", "OnnxFile", "opset_version"]
@@ -29,7 +30,7 @@ _PLAIN: dict[int, str] = {
 }
 
 
-class OnnxFile:
+class OnnxFile(MappedFiles):
     """An ONNX model as its file holds it: the message, and tensors as read-only views of the mapped files."""
 
     model: ModelProto
@@ -40,12 +41,11 @@ class OnnxFile:
 
         Raises ModelNotFoundError for a path that does not exist, ModelFormatError for what is not ONNX.
         """
+        super().__init__()
         self.content: np.ndarray
         """The whole message, uint8: the mapped file, or the bytes given."""
         self.name = "network"
         self.folder: Path | None = None
-        self.files: dict[str, os.stat_result] = {}
-        """What was mapped: each file's path, and what the system said of it then."""
         self._external: dict[str, np.ndarray] = {}
         if isinstance(source, bytes | bytearray | memoryview):
             what, self.content = f"the {len(source)} bytes given", np.frombuffer(source, np.uint8)
@@ -54,7 +54,7 @@ class OnnxFile:
             what, self.name, self.folder = f"'{path}'", path.stem, path.parent
             try:
                 with path.open("rb") as stream:
-                    self.content = self._mapped(stream, path)
+                    self.content = self.mapped(stream, path)
             except FileNotFoundError:
                 raise ModelNotFoundError(f"there is no file {what}") from None
             except OSError as error:
@@ -69,13 +69,6 @@ class OnnxFile:
             # protobuf hands text that is no UTF-8 over as bytes
             if not isinstance(name, str):
                 raise ModelFormatError(f"{what}: the name {name!r} is no UTF-8 text")
-
-    def _mapped(self, stream: BinaryIO, path: Path) -> np.ndarray:
-        status = os.fstat(stream.fileno())
-        self.files[str(path)] = status
-        if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            return np.frombuffer(stream.read(), np.uint8)
-        return np.asarray(np.memmap(stream, np.uint8, "r", shape=(status.st_size,)))
 
     def array(self, tensor: TensorProto, what: str) -> np.ndarray:
         """Return a tensor's values in their own dtype and shape, perhaps a read-only view of the file.
@@ -128,19 +121,8 @@ class OnnxFile:
             raise ModelFormatError(f"{what} lies in the file '{location}'; load the model by its path, not from bytes")
         if location not in self._external:
             with _open_inside(self.folder, location, what) as stream:
-                self._external[location] = self._mapped(stream, self.folder / location)
+                self._external[location] = self.mapped(stream, self.folder / location)
         return self._external[location]
-
-    def check_unchanged(self) -> None:
-        """Raise ModelFormatError where a file was written to since it was mapped; a replaced one does no harm."""
-        for path, before in self.files.items():
-            try:
-                now = os.stat(path)
-            except OSError:
-                continue
-            times = (before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-            if now.st_ino == before.st_ino and (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != times:
-                raise ModelFormatError(f"'{path}' was written to while it was read; load it again")
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the message and of all external data that was read so far, with its locations."""

@@ -1,0 +1,39 @@
+"""Files of other formats, mapped as they are: their bytes, and whether somebody wrote to them since."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from convserve.errors import ModelFormatError
+
+__all__ = ["MappedFiles"]
+
+
+class MappedFiles:
+    """The files that a network is read from."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, os.stat_result] = {}
+        """What was mapped: each file's path, and what the system said of it then."""
+
+    def mapped(self, stream: BinaryIO, path: Path) -> np.ndarray:
+        """Return an open file's bytes, uint8, read-only: mapped, or read where it is no regular file."""
+        status = os.fstat(stream.fileno())
+        self.files[str(path)] = status
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return np.frombuffer(stream.read(), np.uint8)
+        return np.asarray(np.memmap(stream, np.uint8, "r", shape=(status.st_size,)))
+
+    def check_unchanged(self) -> None:
+        """Raise ModelFormatError where a file was written to since it was mapped; a replaced one does no harm."""
+        for path, before in self.files.items():
+            try:
+                now = os.stat(path)
+            except OSError:
+                continue
+            times = (before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+            if now.st_ino == before.st_ino and (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != times:
+                raise ModelFormatError(f"'{path}' was written to while it was read; load it again")
