@@ -13,15 +13,18 @@ from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, tensor_rows
 from convserve.errors import InputError, ShapeError
 from convserve.formats.packing import is_winograd
+from convserve.graph.ending import before_softmax, with_softmax
 from convserve.graph.ir import Graph, Output
 from convserve.graph.ops import infer_volumes
-from convserve.images.decode import ImageSource, decode
+from convserve.images.decode import ImageSource
 from convserve.images.preprocess import Preprocess
+from convserve.inputs import Inputs
 from convserve.plan.describe import Description
 from convserve.plan.describe import describe as describe_graph
 from convserve.plan.layout import Layout
 from convserve.plan.plan import Plan
 from convserve.plan.weights import WeightTable, weigh
+from convserve.reduction import Reduction, checked_reduction
 from convserve.results import Prediction, Predictions, RunReport, ScoreMap, Storage
 from convserve.settings import parse_budget
 
@@ -50,7 +53,8 @@ class Model:
         self.labels = labels
         self.preprocess = preprocess
         self._options: dict[str, Any] = {"threads": threads, "memory_budget": memory_budget, "evicted": evicted}
-        self._engines: dict[tuple[str, ...], Engine] = {}
+        self._engines: dict[tuple[str, tuple[str, ...]], Engine] = {}
+        self._inputs = Inputs(graph.input_volume, preprocess)
         channels = graph.input_volume.channels
         if preprocess is not None and preprocess.channel_count != channels:
             raise InputError(
@@ -82,12 +86,14 @@ class Model:
         """Values of the first output for one image of the window's size."""
         return infer_volumes(self.graph)[self.graph.outputs[0].tensor].values
 
-    def _engine(self, outputs: tuple[str, ...]) -> Engine:
-        # an engine computes only what these outputs need
-        if outputs not in self._engines:
-            shown = [self._output(name) for name in outputs]
-            self._engines[outputs] = Engine(self.graph.showing(shown), **self._options)
-        return self._engines[outputs]
+    def _engine(self, outputs: tuple[str, ...], *, scores: str = "raw") -> Engine:
+        # an engine computes only what these outputs need; "softmax" and "logits" are of one output
+        key = scores, outputs
+        if key not in self._engines:
+            endings = {"raw": lambda graph: graph, "softmax": with_softmax, "logits": before_softmax}
+            graph = endings[scores](self.graph.showing([self._output(name) for name in outputs]))
+            self._engines[key] = Engine(graph, **self._options)
+        return self._engines[key]
 
     def _output(self, name: str) -> Output:
         for output in self.graph.outputs:
@@ -146,7 +152,8 @@ class Model:
             raise InputError(f"top is {top!r}; it must be a whole number from 1")
         several: list[ImageSource] | None = list(images) if isinstance(images, (list, tuple)) else None
         meter = Meter()
-        prepared = [self._window_rows(image) for image in ([cast(ImageSource, images)] if several is None else several)]
+        every = [cast(ImageSource, images)] if several is None else several
+        prepared = [self._inputs.at_window(image) for image in every]
         results: list[Predictions] = []
         options = {"cancellation": cancellation, "meter": meter, "memory_budget": parse_budget(memory_budget)}
         for scores in self._scores_of(prepared, options):
@@ -154,22 +161,6 @@ class Model:
             found = (Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order)
             results.append(Predictions(found, report=meter.report()))
         return results[0] if several is None else results
-
-    def _window_rows(self, image: ImageSource) -> ImageRows:
-        if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            if image.shape[:1] != (1,):
-                raise ShapeError(f"the float32 image has shape {image.shape}; one image is (1, C, H, W)")
-            return tensor_rows(image, self.graph.input_volume)
-        preprocess = self._preprocess()
-        pixels = preprocess.prepare(decode(image, channels=preprocess.channels))
-        if self.window is not None and pixels.shape[:2] != self.window:
-            raise ShapeError(
-                f"the image is {pixels.shape[0]}x{pixels.shape[1]} after preprocessing; the network's window is"
-                f" {self.window[0]}x{self.window[1]}: give preprocess=Preprocess(resize=, crop=), or use score_map"
-            )
-        if preprocess.slides:
-            return ImageRows(pixels[None], preprocess.table(), preprocess.source_channels())
-        return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
 
     def _scores_of(self, images: list[ImageRows], options: dict[str, Any]) -> np.ndarray:
         if not images:
@@ -179,14 +170,6 @@ class Model:
         rows, name = images[0].of(np.concatenate([image.rows for image in images])), self.graph.outputs[0].name
         found = self._engine((name,)).run(rows, **options)
         return found[name].reshape(len(images), -1)
-
-    def _preprocess(self) -> Preprocess:
-        if self.preprocess is not None:
-            return self.preprocess
-        channels = self.graph.input_volume.channels
-        if channels not in (1, 3):
-            raise InputError(f"the network reads {channels} channels; images have 1 or 3: use run() with an array")
-        return Preprocess(channels="gray" if channels == 1 else "rgb")
 
     def _label(self, index: int) -> str:
         return self.labels[index] if self.labels is not None and index < len(self.labels) else str(index)
@@ -200,6 +183,7 @@ class Model:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         method: str = "auto",
+        reduce: Reduction | None = None,
         output: str | None = None,
         memory_budget: int | str | None = None,
         progress: bool = False,
@@ -209,19 +193,22 @@ class Model:
         image: as for classify, never resized or cropped, or float32 (1, C, H, W), taken as already preprocessed.
         stride: default the network's output stride; a divisor (by shifted passes) or a multiple of it, pixels.
         classes: indices or labels to keep. method: "auto" and "dense" slide the network, "crops" runs it on
-        every crop, at any stride. progress: show a bar on stderr.
+        every crop, at any stride. reduce: what is kept of a position's scores, default all, as they are.
+        progress: show a bar on stderr.
         output: which output of several. Raises ShapeError where not one window fits, UnsupportedOpError
         where the network cannot slide, MemoryBudgetError.
         """
-        engine = self._engine((output or self.graph.outputs[0].name,))
+        reduce = checked_reduction(reduce)
+        engine = self._engine((output or self.graph.outputs[0].name,), scores=reduce.scores)
         chosen, labels = self._class_indices(engine, classes)
         return dense.score_map(
             engine,
-            self._image_rows(image),
+            self._inputs.whole(image),
             stride=stride,
             classes=chosen,
             labels=labels,
             method=method,
+            reduce=reduce,
             memory_budget=parse_budget(memory_budget),
             progress=progress,
         )
@@ -231,17 +218,21 @@ class Model:
         image: ImageSource,
         *,
         classes: Sequence[int | str] | None = None,
+        scores: str = "raw",
         output: str | None = None,
         memory_budget: int | str | None = None,
         layout: Layout | None = None,
     ) -> ScoreStream:
-        """Return the stream that score_map collects: geometry at once, then rows of scores as they become final."""
-        engine = self._engine((output or self.graph.outputs[0].name,))
+        """Return the stream that score_map collects: geometry at once, then rows of scores as they become final.
+
+        scores: "raw" or "softmax", as Reduction(scores=) tells; its apply() makes the rest of it of each block.
+        """
+        engine = self._engine((output or self.graph.outputs[0].name,), scores=scores)
         chosen, labels = self._class_indices(engine, classes)
         return dense.open_stream(
             engine,
             dense.sliding(engine.graph),
-            self._image_rows(image),
+            self._inputs.whole(image),
             classes=chosen,
             labels=labels,
             memory_budget=parse_budget(memory_budget),
@@ -254,20 +245,22 @@ class Model:
         *,
         dtype: str = "uint8",
         classes: Sequence[int | str] | None = None,
+        scores: str = "raw",
         output: str | None = None,
         memory_budget: int | str | None = None,
     ) -> RowStream:
         """Return a stream that takes an image's rows block by block: what stream() and the server feed.
 
-        dtype: "uint8" rows are preprocessed, "float32" ones are taken as already preprocessed.
+        dtype: "uint8" rows are preprocessed, "float32" ones are taken as already preprocessed. scores: as for
+        score_stream.
         """
-        engine = self._engine((output or self.graph.outputs[0].name,))
+        engine = self._engine((output or self.graph.outputs[0].name,), scores=scores)
         chosen, labels = self._class_indices(engine, classes)
         if dtype not in ("uint8", "float32"):
             raise InputError(f"dtype is {dtype!r}; allowed: uint8, float32")
         if not isinstance(width, (int, np.integer)) or width < 1:
             raise InputError(f"width is {width!r}; it must be a whole number from 1")
-        image = self._rows_read(np.empty((1, 0, width, self.graph.input_volume.channels), dtype))
+        image = self._inputs.of_rows(np.empty((1, 0, width, self.graph.input_volume.channels), dtype))
         return RowStream(
             engine,
             dense.sliding(engine.graph),
@@ -283,48 +276,33 @@ class Model:
         width: int,
         rows: Iterable[np.ndarray],
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         output: str | None = None,
         memory_budget: int | str | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Any]:
         """Yield blocks of score rows, float32 (k, cols, classes), of an image that comes as blocks of rows.
 
         rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are. The height is
-        not asked for; memory depends on the width alone. Raises ShapeError for rows of another form.
+        not asked for; memory depends on the width alone. reduce: yield what it keeps instead, as dicts of its arrays
+        by name. Raises ShapeError for rows of another form.
         """
+        kept = checked_reduction(reduce)
+        options: dict[str, Any] = {"classes": classes, "output": output, "memory_budget": memory_budget}
         stream = None
         try:
             for block in rows:
                 if stream is None:
                     kind = "float32" if block.dtype == np.float32 else "uint8"
-                    stream = self.row_stream(
-                        width, dtype=kind, classes=classes, output=output, memory_budget=memory_budget
-                    )
+                    stream = self.row_stream(width, dtype=kind, scores=kept.scores, **options)
                 for _, scores in stream.feed(block):
-                    yield scores
+                    yield scores if reduce is None else kept.apply(scores, stream.classes)
             if stream is None:
                 raise ShapeError("the image has no rows")
             for _, scores in stream.finish():
-                yield scores
+                yield scores if reduce is None else kept.apply(scores, stream.classes)
         finally:
             if stream is not None:
                 stream.close()
-
-    def _rows_read(self, rows: np.ndarray) -> ImageRows:
-        # rows (N, H, W, C): float32 as they are, uint8 through the preprocessing
-        if rows.dtype == np.float32:
-            return ImageRows(rows)
-        preprocess = self._preprocess()
-        if not preprocess.slides:
-            raise InputError("a per-pixel mean image cannot slide over larger images; it serves classify only")
-        return ImageRows(rows, preprocess.table(), preprocess.source_channels())
-
-    def _image_rows(self, image: ImageSource) -> ImageRows:
-        channels = self.graph.input_volume.channels
-        if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != channels or 0 in image.shape:
-                raise ShapeError(f"the float32 image has shape {image.shape}; it must be (1, {channels}, H, W)")
-            return self._rows_read(image.transpose(0, 2, 3, 1))
-        return self._rows_read(decode(image, channels=self._preprocess().channels)[None])
 
     def _class_indices(self, engine: Engine, classes: Sequence[int | str] | None) -> tuple[list[int] | None, list[str]]:
         # (indices to keep, or None for all; their labels)

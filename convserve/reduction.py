@@ -96,7 +96,7 @@ class Reduction:
     def apply(self, scores: np.ndarray, classes: list[int]) -> dict[str, np.ndarray]:
         """Return the arrays of a block of rows, by name, of its float32 scores (rows, cols, classes).
 
-        classes: the class index behind each entry of the last axis. The scores stay as they are.
+        classes: the class index behind each entry of the last axis. The scores stay as they are, and may be viewed.
         """
         if self.argmax:
             best = np.argmax(scores, axis=2)
@@ -110,7 +110,7 @@ class Reduction:
     def _converted(self, values: np.ndarray) -> np.ndarray:
         if self.value_range is None:
             with np.errstate(over="ignore"):
-                return values.astype(self.dtype)
+                return values.astype(self.dtype, copy=False)
         low, high = self.value_range
         shares = (values.astype(np.float64) - low) / (high - low)
         return np.rint(np.nan_to_num(shares.clip(0, 1)) * 255).astype(np.uint8)

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from convserve.errors import InputError
+from convserve.reduction import Reduction
 
 __all__ = ["Box", "Geometry", "PlanBytes", "Prediction", "Predictions", "RunReport", "ScoreMap", "SizedPlan", "Storage"]
 
@@ -125,6 +126,12 @@ class Geometry:
         top, left = self.offset[0] + row * self.stride[0], self.offset[1] + col * self.stride[1]
         return top, left, top + self.window[0], left + self.window[1]
 
+    def label_of(self, index: int) -> str:
+        """Return the label of a class index, such as those of a reduced map's indices; InputError for one not kept."""
+        if index not in self.classes:
+            raise InputError(f"the class {index} is none of the {len(self.classes)} that the map keeps")
+        return str(index) if self.labels is None else self.labels[self.classes.index(index)]
+
     @property
     def covered(self) -> Box:
         """The part of the image, in pixels, that at least one window sees (empty where the map is)."""
@@ -137,11 +144,15 @@ class Geometry:
 class ScoreMap(Geometry):
     """Class scores at every window position of an image: scores is float32 (rows, cols, classes).
 
+    A reduced map has scores of another type or of the best classes alone, best first, and the class index behind
+    each in indices, int32 (rows, cols, top); by argmax it has indices (rows, cols) and scores (rows, cols, 0).
     report: what the run was planned to take, what it took, and how long.
     """
 
     scores: np.ndarray
     report: RunReport
+    indices: np.ndarray | None = None
+    reduction: Reduction = field(default_factory=Reduction)
 
     @property
     def plan(self) -> SizedPlan:
@@ -154,6 +165,13 @@ class ScoreMap(Geometry):
         return self.report.seconds
 
     @classmethod
-    def over(cls, geometry: Geometry, scores: np.ndarray, *, report: RunReport) -> "ScoreMap":
-        """Return the map that has this geometry and these scores."""
-        return cls(**vars(geometry), scores=scores, report=report)
+    def over(
+        cls, geometry: Geometry, arrays: dict[str, np.ndarray], *, report: RunReport, reduction: Reduction
+    ) -> "ScoreMap":
+        """Return the map that has this geometry, and the arrays that its reduction names."""
+        scores = arrays.get("scores")
+        if scores is None:
+            scores = np.empty((geometry.rows, geometry.cols, 0), np.float32)
+        return cls(
+            **vars(geometry), scores=scores, indices=arrays.get("indices"), report=report, reduction=reduction
+        )

@@ -228,14 +228,14 @@ GEOMETRY = pb.ScoreMapResponse(geometry=codec.geometry_to_message(PLACE, PLAN, m
 ROWS = [
     pb.ScoreMapResponse(rows=message)
     for row in range(3)
-    for message in codec.rows_to_messages(row, SCORES[row : row + 1])
+    for message in codec.rows_to_messages(row, {"scores": SCORES[row : row + 1]})
 ]
 END = pb.ScoreMapResponse(completion=codec.completion_to_message(PLACE, PLAN, seconds=0.25, measured_bytes=77))
 
 
 def collected(responses: list[pb.ScoreMapResponse]) -> convserve.ScoreMap:
-    reader = MapReader(responses[0] if responses else pb.ScoreMapResponse())
-    collector = MapCollector(reader.geometry)
+    reader = MapReader(responses[0] if responses else pb.ScoreMapResponse(), convserve.Reduction())
+    collector = MapCollector(reader.geometry, reader.reduction)
     for response in responses[1:]:
         if block := reader.read(response):
             collector.add(*block)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from convserve import errors
+from convserve.reduction import Reduction
 from convserve.results import Geometry, PlanBytes, Prediction
 from convserve.wire import codec, status
 from convserve.wire import convserve_pb2 as pb
@@ -148,10 +149,10 @@ def test_score_rows_travel_in_parts_of_limited_size(rows: int) -> None:
     scores = np.random.default_rng(7).standard_normal((rows, cols, classes), np.float32)
     scores[0, 0, 0] = np.nan
     place = Geometry(rows=100 + rows, cols=cols, classes=list(range(classes)), stride=(1, 1), window=(1, 1))
-    messages = list(codec.rows_to_messages(100, scores))
+    messages = list(codec.rows_to_messages(100, {"scores": scores}))
     assert all(len(message.scores) <= max(codec.ROWS_BYTES, cols * classes * 4) for message in messages)
     assert [message.first_row for message in messages] == list(range(100, 100 + rows))
-    parts = [codec.rows_from_message(message, place) for message in messages]
+    parts = [codec.rows_from_message(message, place, Reduction())["scores"] for message in messages]
     assert np.concatenate(parts).tobytes() == scores.tobytes()
 
 
@@ -166,7 +167,7 @@ def test_score_rows_travel_in_parts_of_limited_size(rows: int) -> None:
 )
 def test_score_rows_that_do_not_fit_their_geometry_are_the_servers_fault(rows: pb.ScoreRows) -> None:
     with pytest.raises(errors.RemoteError):
-        codec.rows_from_message(rows, GEOMETRY)
+        codec.rows_from_message(rows, GEOMETRY, Reduction())
 
 
 def test_predictions_come_back_in_order() -> None:

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from convserve import errors
 from convserve.images import Preprocess
+from convserve.reduction import Reduction
 from convserve.results import Geometry, PlanBytes
 from convserve.wire import codec, scene
 from convserve.wire import convserve_pb2 as pb
@@ -41,7 +42,10 @@ def test_a_header_comes_back(header: scene.SceneHeader) -> None:
 
 
 def test_a_header_of_an_encoded_file_has_no_size() -> None:
-    header = scene.SceneHeader(None, model="m", classes=["a", 3], stride=(4, 8), memory_budget=9)
+    kept = Reduction(top=2, scores="softmax", dtype="uint8", value_range=(0.25, 0.5))
+    header = scene.SceneHeader(
+        None, model="m", classes=["a", 3], stride=(4, 8), memory_budget=9, reduction=kept
+    )
     assert scene.header_from_message(scene.header_to_message(header).header) == header
 
 
@@ -104,7 +108,7 @@ def test_a_completion_tells_what_was_not_known() -> None:
 def test_rows_of_a_map_whose_height_is_not_known() -> None:
     opened = Geometry(rows=0, cols=2, stride=(4, 4), window=(28, 28), classes=[0])
     message = pb.ScoreRows(first_row=10**6, rows=1, scores=bytes(8))
-    assert codec.rows_from_message(message, opened).shape == (1, 2, 1)
+    assert codec.rows_from_message(message, opened, Reduction())["scores"].shape == (1, 2, 1)
 
 
 # ---- descriptions

@@ -7,9 +7,11 @@ import grpc
 import numpy as np
 
 from convserve.errors import ConvserveError, MemoryBudgetError, RemoteError
+from convserve.reduction import Reduction
 from convserve.results import Geometry, Predictions, RunReport, ScoreMap
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
+from convserve.wire.reduction import reduction_to_message
 from convserve.wire.status import ERROR_KEY, PUSHBACK_KEY, error_of
 
 __all__ = ["MapCollector", "MapReader", "error_from_call", "predictions_of", "retry_wait_s"]
@@ -29,10 +31,13 @@ def predictions_of(response: pb.ClassifyResponse, count: int) -> list[Prediction
 class MapReader:
     """Reads the messages of a score map one by one; refuses a stream that is not whole or not in order."""
 
-    def __init__(self, first: pb.ScoreMapResponse) -> None:
-        """first: the message that opens the stream; RemoteError where it is no geometry."""
+    def __init__(self, first: pb.ScoreMapResponse, reduction: Reduction) -> None:
+        """first: the message that opens the stream; RemoteError where it is no geometry, or of another reduction."""
         if first.WhichOneof("content") != "geometry":
             raise RemoteError(f"the server's stream begins with {first.WhichOneof('content')}, not with its geometry")
+        if first.geometry.reduction != (reduction_to_message(reduction) or pb.Reduction()):
+            raise RemoteError("the server does not reduce the score map as asked; it may be older than this client")
+        self.reduction = reduction
         self.geometry = codec.geometry_from_message(first.geometry)
         """rows is 0 until the completion where the image's height was not known."""
         self.plan = codec.plan_from_message(first.geometry.plan)
@@ -42,16 +47,16 @@ class MapReader:
         """Rows that have come."""
         self._complete = False
 
-    def read(self, response: pb.ScoreMapResponse) -> tuple[int, np.ndarray] | None:
-        """Return (first_row, scores float32 (k, cols, classes)) of the next message, None for the completion.
+    def read(self, response: pb.ScoreMapResponse) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Return (first_row, arrays by name) of the next message, None for the completion.
 
         Raises RemoteError where it does not continue the ones before.
         """
         kind = response.WhichOneof("content")
         if kind == "rows" and not self._complete and response.rows.first_row == self.done_rows:
-            first, block = self.done_rows, codec.rows_from_message(response.rows, self.geometry)
-            self.done_rows += len(block)
-            return first, block
+            first, arrays = self.done_rows, codec.rows_from_message(response.rows, self.geometry, self.reduction)
+            self.done_rows += response.rows.rows
+            return first, arrays
         if kind == "completion" and not self._complete:
             self._end(response.completion)
             return None
@@ -82,20 +87,24 @@ class MapReader:
 class MapCollector:
     """Puts the blocks of a stream together to a ScoreMap."""
 
-    def __init__(self, geometry: Geometry) -> None:
-        shape = geometry.rows, geometry.cols, len(geometry.classes)
-        try:
-            self._scores = np.empty(shape, np.float32)
-        except (MemoryError, ValueError) as error:
-            raise MemoryBudgetError(f"a score map of {shape} float32 values does not fit into memory") from error
+    def __init__(self, geometry: Geometry, reduction: Reduction) -> None:
+        self._reduction = reduction
+        self._arrays: dict[str, np.ndarray] = {}
+        for name, dtype, position in reduction.arrays(len(geometry.classes)):
+            shape = geometry.rows, geometry.cols, *position
+            try:
+                self._arrays[name] = np.empty(shape, dtype)
+            except (MemoryError, ValueError) as error:
+                raise MemoryBudgetError(f"a score map of {shape} {dtype} values does not fit into memory") from error
 
-    def add(self, first_row: int, block: np.ndarray) -> None:
+    def add(self, first_row: int, block: dict[str, np.ndarray]) -> None:
         """Take the next block."""
-        self._scores[first_row : first_row + len(block)] = block
+        for name, rows in block.items():
+            self._arrays[name][first_row : first_row + len(rows)] = rows
 
     def result(self, geometry: Geometry, report: RunReport) -> ScoreMap:
         """Return the map, with the server's report."""
-        return ScoreMap.over(geometry, self._scores, report=report)
+        return ScoreMap.over(geometry, self._arrays, report=report, reduction=self._reduction)
 
 
 def _trailers(error: grpc.RpcError) -> dict[str, Any]:

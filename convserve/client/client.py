@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from convserve.client.core import RETRIES, Core
 from convserve.client.streams import ScoreStream
 from convserve.client.transport import Blocking, Waiting, drive, driven
 from convserve.errors import InputError
+from convserve.reduction import Reduction
 from convserve.results import PlanBytes, Predictions, ScoreMap
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Client:
         model: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
@@ -110,6 +112,7 @@ class Client:
                 model=model,
                 stride=stride,
                 classes=classes,
+                reduce=reduce,
                 memory_budget=memory_budget,
                 progress=progress,
                 timeout=timeout,
@@ -123,13 +126,20 @@ class Client:
         model: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         memory_budget: int | str | None = None,
         timeout: float | None = None,
     ) -> ScoreStream:  # documented below
         return ScoreStream(
             drive(
                 self._core.score_stream(
-                    image, model=model, stride=stride, classes=classes, memory_budget=memory_budget, timeout=timeout
+                    image,
+                    model=model,
+                    stride=stride,
+                    classes=classes,
+                    reduce=reduce,
+                    memory_budget=memory_budget,
+                    timeout=timeout,
                 )
             )
         )
@@ -142,9 +152,10 @@ class Client:
         model: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         memory_budget: int | str | None = None,
         timeout: float | None = None,
-    ) -> Iterator[np.ndarray]:  # documented below
+    ) -> Iterator[Any]:  # documented below
         if not isinstance(rows, Iterable):
             raise InputError(f"rows is of type {type(rows).__name__}; it must be an iterable of arrays")
         return _closing(
@@ -154,6 +165,7 @@ class Client:
                 model=model,
                 stride=stride,
                 classes=classes,
+                reduce=reduce,
                 memory_budget=memory_budget,
                 timeout=timeout,
             )
@@ -193,8 +205,8 @@ for _name in ("classify", "score_map", "score_stream", "stream", "list_models", 
     getattr(Client, _name).__doc__ = getattr(Core, _name).__doc__
 
 
-def _closing(blocks: Any) -> Iterator[np.ndarray]:
+def _closing(blocks: Any) -> Iterator[Any]:
     try:
-        yield from cast(Iterator[np.ndarray], driven(blocks))
+        yield from driven(blocks)
     finally:
         drive(blocks.aclose())

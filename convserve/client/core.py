@@ -14,6 +14,7 @@ from convserve.client.streams import AsyncScoreStream, Outgoing
 from convserve.client.transport import Call, Channel, credentials
 from convserve.errors import InputError, RemoteError, ShapeError
 from convserve.progress import ProgressBar
+from convserve.reduction import Reduction, checked_reduction
 from convserve.results import PlanBytes, Predictions, ScoreMap
 from convserve.wire import codec, description, scene
 from convserve.wire import convserve_pb2 as pb
@@ -122,6 +123,7 @@ class Core:
         model: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
@@ -130,20 +132,27 @@ class Core:
 
         image: as for classify, never resized or cropped, of any size: it goes in pieces. stride: pixels between
         positions, default the network's, else a divisor (by shifted passes) or a multiple of it. classes: indices or
-        labels to keep, default all. memory_budget: bytes that the run may take, below the server's own. progress:
-        show a bar on stderr if it takes longer than a second. timeout: seconds for the whole map, instead of the
-        client's; math.inf for no limit.
+        labels to keep, default all. reduce: what is kept, and sent, of a position's scores, default all, as they are.
+        memory_budget: bytes that the run may take, below the server's own. progress: show a bar on stderr if it takes
+        longer than a second. timeout: seconds for the whole map, instead of the client's; math.inf for no limit.
         """
+        kept = checked_reduction(reduce)
         with ProgressBar("rows of scores", enabled=progress) as bar:
             stream = await self.score_stream(
-                image, model=model, stride=stride, classes=classes, memory_budget=memory_budget, timeout=timeout
+                image,
+                model=model,
+                stride=stride,
+                classes=classes,
+                reduce=kept,
+                memory_budget=memory_budget,
+                timeout=timeout,
             )
             try:
-                collector = answers.MapCollector(stream.geometry)
+                collector = answers.MapCollector(stream.geometry, kept)
                 bar.total = stream.geometry.rows
                 async for first_row, block in stream:
                     collector.add(first_row, block)
-                    bar.advance(len(block))
+                    bar.advance(len(next(iter(block.values()))))
             finally:
                 stream.close()
         return collector.result(stream.geometry, stream.report)
@@ -155,17 +164,21 @@ class Core:
         model: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         memory_budget: int | str | None = None,
         timeout: float | None = None,
     ) -> AsyncScoreStream:
         """Return the stream that score_map collects: its geometry is known, its blocks of rows come as they are final.
 
-        The options are score_map's. Leave the iteration only with close(), or by a with statement.
+        The options are score_map's; with reduce, blocks are dicts of the arrays that it keeps. Leave the iteration only
+        with close(), or by a with statement.
         """
         sent = requests.scene_of(image)
-        options = requests.MapOptions(model=model, stride=stride, classes=classes, memory_budget=memory_budget)
+        options = requests.MapOptions(
+            model=model, stride=stride, classes=classes, memory_budget=memory_budget, reduce=reduce
+        )
         header = sent.header(options)
-        return await self._opened(lambda: Outgoing(header, _each(sent.pieces())), self._limit(timeout))
+        return await self._opened(lambda: Outgoing(header, _each(sent.pieces())), self._limit(timeout), reduce)
 
     async def stream(
         self,
@@ -175,14 +188,16 @@ class Core:
         model: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         memory_budget: int | str | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[np.ndarray]:
+    ) -> AsyncIterator[Any]:
         """Yield blocks of score rows, float32 (k, cols, classes), of an image that comes as blocks of rows.
 
         rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are, from an iterable that
         is read while scores are yielded (by the synchronous client in another thread). Neither side holds the image.
-        The other options are score_map's. Raises ShapeError for rows of another form.
+        The other options are score_map's; with reduce, blocks are dicts of the arrays that it keeps. Raises ShapeError
+        for rows of another form.
         """
         if not isinstance(width, int | np.integer) or width < 1:
             raise InputError(f"width is {width!r}; it must be a whole number from 1")
@@ -191,10 +206,12 @@ class Core:
         if first is None:
             raise ShapeError("the image has no rows")
         first = requests.checked_block(first, width=int(width), like=None)
-        options = requests.MapOptions(model=model, stride=stride, classes=classes, memory_budget=memory_budget)
+        options = requests.MapOptions(
+            model=model, stride=stride, classes=classes, memory_budget=memory_budget, reduce=reduce
+        )
         header = options.header(first.dtype.name, width=int(width), channels=first.shape[2])
         stream = await self._opened(
-            lambda: Outgoing(header, _row_messages(first, blocks), once=True), self._limit(timeout)
+            lambda: Outgoing(header, _row_messages(first, blocks), once=True), self._limit(timeout), reduce
         )
         try:
             async for _, scores in stream:
@@ -202,20 +219,25 @@ class Core:
         finally:
             stream.close()
 
-    async def _opened(self, outgoing: Callable[[], Outgoing], limit_s: float | None) -> AsyncScoreStream:
+    async def _opened(
+        self, outgoing: Callable[[], Outgoing], limit_s: float | None, reduce: Reduction | None
+    ) -> AsyncScoreStream:
+        kept = checked_reduction(reduce)
+
         async def attempt(left: float | None) -> AsyncScoreStream:
             sent = outgoing()
             call = self._channel.stream("ScoreMap", sent.messages(), left)
             sent.begun(call)
             try:
-                return AsyncScoreStream(await self._first(call, sent, limit_s), call, sent, self._address, limit_s)
+                reader = answers.MapReader(await self._first(call, sent, limit_s), kept)
+                return AsyncScoreStream(reader, call, sent, self._address, limit_s, plain=reduce is None)
             except BaseException:
                 call.cancel()
                 raise
 
         return await self._retried(attempt, limit_s)
 
-    async def _first(self, call: Call, sent: Outgoing, limit_s: float | None) -> answers.MapReader:
+    async def _first(self, call: Call, sent: Outgoing, limit_s: float | None) -> pb.ScoreMapResponse:
         try:
             message = await call.read()
         except (grpc.RpcError, asyncio.CancelledError) as error:
@@ -228,7 +250,7 @@ class Core:
             raise sent.failure
         if message is None:
             raise RemoteError(f"the server at {self._address} ended the score map before its geometry")
-        return answers.MapReader(message)
+        return message
 
     # ---- questions about models
 

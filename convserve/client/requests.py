@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convserve.errors import ImageError, InputError, ShapeError
+from convserve.reduction import Reduction, checked_reduction
 from convserve.settings import parse_budget
 from convserve.wire import codec, scene
 from convserve.wire import convserve_pb2 as pb
@@ -114,6 +115,7 @@ class MapOptions:
     classes: Sequence[int | str] | None = None
     stride: int | tuple[int, int] | None = None
     memory_budget: int | str | None = None
+    reduce: Reduction | None = None
 
     def header(self, dtype: str | None, *, width: int = 0, height: int = 0, channels: int = 0) -> pb.ScoreMapRequest:
         """Return the request that opens the map; InputError for options outside their range."""
@@ -139,6 +141,7 @@ class MapOptions:
                 None if self.classes is None else list(self.classes),
                 steps,
                 _bytes(self.memory_budget),
+                checked_reduction(self.reduce),
             )
         )
 

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
+from typing import Any
 
 import grpc
-import numpy as np
 
 from convserve.client.answers import MapReader, error_from_call
 from convserve.client.transport import Call, drive
@@ -57,13 +57,23 @@ class Outgoing:
 class AsyncScoreStream:
     """A score map on its way from a server: `async for first_row, scores in stream`, once.
 
-    scores are float32 (k, cols, classes). close() cancels it on the server too; it is also an asynchronous context
+    scores are float32 (k, cols, classes), or a dict of what a reduction keeps.
+    close() cancels it on the server too; it is also an asynchronous context
     manager that closes. Raises RunCancelled after close(), and what score_map raises.
     """
 
     def __init__(
-        self, reader: MapReader, call: Call, sent: Outgoing, address: str, timeout_s: float | None
+        self,
+        reader: MapReader,
+        call: Call,
+        sent: Outgoing,
+        address: str,
+        timeout_s: float | None,
+        *,
+        plain: bool,
     ) -> None:
+        """plain: give scores as arrays rather than in dicts."""
+        self._plain = plain
         self._reader, self._call, self._sent = reader, call, sent
         self._address, self._timeout_s = address, timeout_s
         self._closed = self._ended = False
@@ -96,13 +106,13 @@ class AsyncScoreStream:
     def __aiter__(self) -> "AsyncScoreStream":
         return self
 
-    async def __anext__(self) -> tuple[int, np.ndarray]:
+    async def __anext__(self) -> tuple[int, Any]:
         if self._ended:
             raise StopAsyncIteration
         while (message := await self._message()) is not None:
             block = self._reader.read(message)
             if block is not None:
-                return block
+                return block[0], block[1]["scores"] if self._plain else block[1]
         self._reader.end()
         self._ended = True
         raise StopAsyncIteration
@@ -142,7 +152,8 @@ class AsyncScoreStream:
 class ScoreStream:
     """A score map on its way from a server: `for first_row, scores in stream`, once.
 
-    scores are float32 (k, cols, classes). close() cancels it on the server too, from any thread; it is also a context
+    scores are float32 (k, cols, classes), or a dict of what a reduction keeps.
+    close() cancels it on the server too, from any thread; it is also a context
     manager that closes. Raises RunCancelled after close(), and what score_map raises.
     """
 
@@ -174,10 +185,10 @@ class ScoreStream:
         """All three together."""
         return self._stream.report
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
         return self
 
-    def __next__(self) -> tuple[int, np.ndarray]:
+    def __next__(self) -> tuple[int, Any]:
         try:
             return drive(self._stream.__anext__())
         except StopAsyncIteration:

@@ -13,6 +13,7 @@ from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import InputError
 from convserve.plan.layout import Layout
 from convserve.progress import ProgressBar
+from convserve.reduction import Reduction
 from convserve.results import Geometry, ScoreMap
 
 __all__ = ["METHODS", "open_stream", "score_map"]
@@ -58,12 +59,14 @@ def score_map(
     classes: list[int] | None,
     labels: list[str],
     method: str,
+    reduce: Reduction,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> ScoreMap:
     """Return the scores of the engine's only output at every window position of the image.
 
     method: "auto" and "dense" slide the network, a finer stride by shifted passes; "crops" runs every crop.
+    reduce: what is kept, as rows leave; what is held of the scores is counted into the plan.
     progress: show a bar on stderr if it takes longer than a second.
     Raises InputError, ShapeError, UnsupportedOpError, MemoryBudgetError.
     """
@@ -75,27 +78,40 @@ def score_map(
     steps = checked_stride(stride, slide, free=crops)
     kept = list(range(slide.channels)) if classes is None else classes
     place = geometry(engine.graph, slide, image.height, image.width, classes=kept, labels=labels, stride=steps)
-    score_bytes = 4 * place.rows * place.cols * len(kept)
-    options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": score_bytes}
+    held = reduce.bytes_of(place.rows * place.cols, len(kept))
+    options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": held}
     # planned before the map is allocated: a budget may refuse them together
     if crops:
+        options["score_bytes"] += 4 * place.cols * len(kept) if reduce.reduces else 0
         engine.executor(*slide.window, **options)
     else:
         options["meter"] = meter
-        streams = [
-            (open_stream(engine, slide, view, classes=classes, labels=labels, **options), where)
-            for view, where in _passes(image, slide, steps, place)
-        ]
-    scores = empty_scores(place.rows, place.cols, len(kept))
+        views = list(_passes(image, slide, steps, place))
+        while True:
+            streams = [
+                (open_stream(engine, slide, view, classes=classes, labels=labels, **options), where)
+                for view, where in views
+            ]
+            # a block is held whole before it is reduced; a tighter budget makes it smaller, never larger
+            block = max(stream.block_bytes for stream, _ in streams) if reduce.reduces else 0
+            if held + block <= options["score_bytes"]:
+                break
+            options["score_bytes"] = held + block
+    arrays = {
+        name: empty_scores(place.rows, place.cols, *shape, dtype=dtype)
+        for name, dtype, shape in reduce.arrays(len(kept))
+    }
     if crops:
-        total, work = place.rows, _score_crops(engine, image, place, scores, meter=meter, **options)
+        total, work = place.rows, _score_crops(engine, image, place, arrays, reduce, meter=meter, **options)
     else:
         total = sum(stream.geometry.rows for stream, _ in streams)
-        work = _score_passes([(stream, scores[where]) for stream, where in streams], slide, steps)
+        parts = [(stream, {name: array[where] for name, array in arrays.items()}) for stream, where in streams]
+        work = _score_passes(parts, slide, steps, reduce)
     with ProgressBar("rows of scores", total=total, enabled=progress) as bar:
         for rows in work:
             bar.advance(rows)
-    return ScoreMap.over(place, scores, report=meter.report(score_bytes=scores.nbytes))
+    report = meter.report(score_bytes=options["score_bytes"])
+    return ScoreMap.over(place, arrays, report=report, reduction=reduce)
 
 
 def _passes(
@@ -118,20 +134,28 @@ def _passes(
 
 
 def _score_passes(
-    streams: list[tuple[ScoreStream, np.ndarray]], slide: Sliding, steps: tuple[int, int]
+    streams: list[tuple[ScoreStream, dict[str, np.ndarray]]], slide: Sliding, steps: tuple[int, int], reduce: Reduction
 ) -> Iterator[int]:
     # yields the rows that each block brought; a coarser stride keeps every so many of them
     down, across = (max(step // own, 1) for own, step in zip(slide.stride, steps, strict=True))
-    for stream, part in streams:
-        for first, block in stream.blocks(part if down == across == 1 else None):
-            if down > 1 or across > 1:
-                for row in range(-(-first // down) * down, first + len(block), down):
-                    part[row // down] = block[row - first, ::across]
+    for stream, parts in streams:
+        direct = parts["scores"] if not reduce.reduces and down == across == 1 else None
+        for first, block in stream.blocks(direct):
+            if direct is None:
+                begin = -(-first // down)
+                kept = block[begin * down - first :: down, ::across]
+                for name, array in reduce.apply(kept, stream.geometry.classes).items():
+                    parts[name][begin : begin + len(kept)] = array
             yield len(block)
 
 
 def _score_crops(
-    engine: Engine, image: ImageRows, place: Geometry, scores: np.ndarray, **options: Any
+    engine: Engine,
+    image: ImageRows,
+    place: Geometry,
+    arrays: dict[str, np.ndarray],
+    reduce: Reduction,
+    **options: Any,
 ) -> Iterator[int]:
     # the windows are views of the image: no crop is copied
     windows = np.lib.stride_tricks.sliding_window_view(image.rows[0], place.window, axis=(0, 1))
@@ -139,5 +163,7 @@ def _score_crops(
     name = engine.graph.outputs[0].name
     for row in range(place.rows):
         values = engine.run(image.of(windows[row]), **options)[name]
-        scores[row] = values.reshape(place.cols, -1)[:, place.classes]
+        scores = values.reshape(1, place.cols, -1)[:, :, place.classes]
+        for part, array in reduce.apply(scores, place.classes).items():
+            arrays[part][row] = array[0]
         yield 1

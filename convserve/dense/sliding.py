@@ -1,10 +1,7 @@
 """How a network slides over larger images: window, stride, positions, and which scores see padding."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from convserve.errors import InputError, ModelError, ShapeError, UnsupportedOpError
 from convserve.graph.ir import Graph
@@ -12,7 +9,7 @@ from convserve.graph.ops import OPS, Window, infer_volumes, slides, windows
 from convserve.graph.receptive import clean_intervals
 from convserve.results import Geometry
 
-__all__ = ["Sliding", "checked_stride", "class_indices", "cropping", "geometry", "sliding"]
+__all__ = ["Sliding", "checked_stride", "cropping", "geometry", "sliding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +113,6 @@ def checked_stride(
                 f"stride is {stride!r}; it must divide the network's output stride {own} or be a multiple of it"
             )
     return steps[0], steps[1]
-
-
-def class_indices(classes: Sequence[int | str], count: int, labels: Sequence[str]) -> list[int]:
-    """Return the indices of class indices and labels; InputError for one that a network of `count` has not."""
-    if isinstance(classes, str) or not len(classes):
-        raise InputError(f"classes is {classes!r}; it must be a list of class indices or labels")
-    indices = []
-    for wanted in classes:
-        if isinstance(wanted, str) and wanted in labels:
-            indices.append(labels.index(wanted))
-        elif isinstance(wanted, (int, np.integer)) and 0 <= wanted < count:
-            indices.append(int(wanted))
-        else:
-            raise InputError(
-                f"class {wanted!r} does not exist; the network has the indices 0 to {count - 1}, or its labels"
-            )
-    return indices
 
 
 def _clipped(window: Window, size: int | None, positions: int | None) -> bool:

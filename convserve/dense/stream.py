@@ -58,6 +58,12 @@ class ScoreStream:
         """What the run was given for arena and scratch; 0 before it began."""
         return self._meter.allocated_bytes
 
+    @property
+    def block_bytes(self) -> int:
+        """What the largest block takes, in bytes."""
+        band = min(_written_at_once(self.plan), self.geometry.rows)
+        return 4 * band * self.geometry.cols * len(self.geometry.classes)
+
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return self.blocks()
 
@@ -118,7 +124,8 @@ class RowStream:
     ) -> None:
         """image: no rows yet, (1, 0, width, channels); it says the width and how values are read."""
         self._engine, self._slide, self._image = engine, slide, image
-        self._kept = list(range(slide.channels)) if classes is None else classes
+        self.classes = list(range(slide.channels)) if classes is None else classes
+        """The class index behind each score of a position."""
         self._labels = labels
         self._chosen = None if classes is None else np.asarray(classes, np.int64)
         rows, self.cols = slide.positions(ENDLESS, image.width)
@@ -146,7 +153,7 @@ class RowStream:
     def geometry(self, height: int) -> Geometry:
         """Return where the scores lie over an image of that height."""
         return geometry(
-            self._engine.graph, self._slide, height, self._image.width, classes=self._kept, labels=self._labels
+            self._engine.graph, self._slide, height, self._image.width, classes=self.classes, labels=self._labels
         )
 
     def feed(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -187,7 +194,7 @@ class RowStream:
     def _blocks(self, limit: int | None) -> Iterator[tuple[int, np.ndarray]]:
         while limit is None or self._done < limit:
             count = self._band if limit is None else min(self._band, limit - self._done)
-            block = empty_scores(count, self.cols, len(self._kept))
+            block = empty_scores(count, self.cols, len(self.classes))
             self._run.set_sink(0, block[None], begin=self._done, chosen=self._chosen)
             status = self._run.advance(pause_after_write=True)
             if status == CANCELLED:

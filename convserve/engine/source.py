@@ -5,6 +5,7 @@ import mmap
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from convserve.errors import InputError, MemoryBudgetError, ShapeError
 from convserve.graph.ir import Volume
@@ -14,17 +15,17 @@ __all__ = ["ImageRows", "empty_scores", "tensor_rows"]
 MAPPED_BYTES = 256 << 10
 
 
-def empty_scores(*shape: int) -> np.ndarray:
-    """Return a float32 array of any content. Raises MemoryBudgetError where the operating system refuses it.
+def empty_scores(*shape: int, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """Return an array of any content. Raises MemoryBudgetError where the operating system refuses it.
 
     A large one is mapped, so that all of it goes back to the system with the array, however the heap lies.
     """
-    size_bytes = 4 * math.prod(shape)
+    size_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     try:
         if size_bytes < MAPPED_BYTES:
-            return np.empty(shape, np.float32)
+            return np.empty(shape, dtype)
         mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return np.frombuffer(mapping, np.float32).reshape(shape)
+        return np.frombuffer(mapping, dtype).reshape(shape)
     except (MemoryError, ValueError, OverflowError, OSError) as error:
         sizes = "x".join(map(str, shape))
         raise MemoryBudgetError(f"the operating system refused {size_bytes:,} bytes for {sizes} scores") from error

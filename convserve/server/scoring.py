@@ -1,6 +1,6 @@
 """A score map in work for a call: opened on an image or on rows to come, computed block by block."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -65,7 +65,12 @@ class Scoring:
         image: bytes | np.ndarray = file
         if self._header.stride is not None:
             image = decode(file, channels="gray" if self._model.graph.input_volume.channels == 1 else "rgb")
-        stream = self._model.score_stream(image, classes=self._header.classes, memory_budget=self._budget)
+        stream = self._model.score_stream(
+            image,
+            classes=self._header.classes,
+            scores=self._header.reduction.scores,
+            memory_budget=self._budget,
+        )
         self._keep(stream, stream.close, lambda: None)
         self._strides = strides_for(self._header.stride, stream.geometry.stride)
         self._blocks = cast(Blocks, iter(stream))
@@ -87,7 +92,13 @@ class Scoring:
     def _open_rows(self, width: int, dtype: str) -> "Rows":
         def open_one(width: int, passes: int = 1) -> "RowStream":
             budget = None if self._budget is None else max(1, self._budget // passes)
-            return self._model.row_stream(width, dtype=dtype, classes=self._header.classes, memory_budget=budget)
+            return self._model.row_stream(
+                width,
+                dtype=dtype,
+                classes=self._header.classes,
+                scores=self._header.reduction.scores,
+                memory_budget=budget,
+            )
 
         first = open_one(width)
         stream: Rows = first
@@ -139,7 +150,10 @@ class Scoring:
         down, across = self._strides.thin
         begin = -(-first // down) * down
         scores = scores[begin - first :: down, ::across]
-        return [pb.ScoreMapResponse(rows=rows) for rows in _messages(begin // down, scores)]
+        if not len(scores):
+            return []
+        arrays = self._header.reduction.apply(scores, self.geometry.classes)
+        return [pb.ScoreMapResponse(rows=rows) for rows in codec.rows_to_messages(begin // down, arrays)]
 
     def cancel(self) -> None:
         """Make the method in work end soon, with RunCancelled."""
@@ -158,10 +172,6 @@ class Scoring:
 def lowest_budget(*budgets: int | None) -> int | None:
     """Return the lowest memory budget that is given, in bytes: a request may lower the server's, never raise it."""
     return min((budget for budget in budgets if budget), default=None)
-
-
-def _messages(first_row: int, scores: np.ndarray) -> Iterator[pb.ScoreRows]:
-    return codec.rows_to_messages(first_row, scores) if len(scores) else iter(())
 
 
 def _one_after_another(rows: "Rows", image: np.ndarray) -> Blocks:

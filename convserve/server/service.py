@@ -72,7 +72,9 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
                     del file
                 else:
                     await self._admission.compute(context, scoring.cancel, scoring.open_rows)
-                geometry = codec.geometry_to_message(scoring.geometry, scoring.plan, model=name)
+                geometry = codec.geometry_to_message(
+                    scoring.geometry, scoring.plan, model=name, reduction=header.reduction
+                )
                 await self._write(context, pb.ScoreMapResponse(geometry=geometry))
                 if header.dtype is not None:
                     height = 0

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import InputError, RemoteError, ShapeError
+from convserve.reduction import Reduction
 from convserve.results import Geometry, PlanBytes, Prediction, SizedPlan
 from convserve.wire import convserve_pb2 as pb
+from convserve.wire.reduction import reduction_to_message
 
 __all__ = [
     "ROWS_BYTES",
@@ -135,7 +137,9 @@ def predictions_from_message(message: pb.Classification) -> list[Prediction]:
     return [Prediction(one.label, one.index, one.score) for one in message.predictions]
 
 
-def geometry_to_message(geometry: Geometry, plan: SizedPlan, *, model: str) -> pb.Geometry:
+def geometry_to_message(
+    geometry: Geometry, plan: SizedPlan, *, model: str, reduction: Reduction | None = None
+) -> pb.Geometry:
     """Return the message that opens a score map's stream; rows 0 says that the height is not known."""
     return pb.Geometry(
         model=model,
@@ -149,6 +153,7 @@ def geometry_to_message(geometry: Geometry, plan: SizedPlan, *, model: str) -> p
         exactness=_EXACTNESS[geometry.exactness],
         ring=_ring(geometry),
         plan=plan_to_message(plan),
+        reduction=None if reduction is None else reduction_to_message(reduction),
     )
 
 
@@ -188,29 +193,35 @@ def geometry_from_message(message: pb.Geometry) -> Geometry:
     )
 
 
-def rows_to_messages(first_row: int, scores: np.ndarray) -> Iterator[pb.ScoreRows]:
-    """Yield messages of at most ROWS_BYTES that together carry scores, float32 (rows, cols, classes)."""
-    row_bytes = max(1, scores.shape[1] * scores.shape[2] * _FLOAT32.itemsize)
-    step = max(1, ROWS_BYTES // row_bytes)
-    for row in range(0, scores.shape[0], step):
-        part = scores[row : row + step].astype(_FLOAT32, copy=False)
-        yield pb.ScoreRows(first_row=first_row + row, rows=part.shape[0], scores=part.tobytes())
+def rows_to_messages(first_row: int, arrays: dict[str, np.ndarray]) -> Iterator[pb.ScoreRows]:
+    """Yield messages of at most ROWS_BYTES that together carry rows of a map: what Reduction.apply gives of a block."""
+    rows = len(next(iter(arrays.values())))
+    row_bytes = sum(array.nbytes for array in arrays.values()) // max(1, rows)
+    step = max(1, ROWS_BYTES // max(1, row_bytes))
+    for row in range(0, rows, step):
+        parts = {name: array[row : row + step] for name, array in arrays.items()}
+        raw = {name: part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes() for name, part in parts.items()}
+        yield pb.ScoreRows(first_row=first_row + row, rows=min(step, rows - row), **raw)
 
 
-def rows_from_message(message: pb.ScoreRows, geometry: Geometry) -> np.ndarray:
-    """Return the scores of a message, a read-only float32 (rows, cols, classes) view of its bytes.
+def rows_from_message(message: pb.ScoreRows, geometry: Geometry, reduction: Reduction) -> dict[str, np.ndarray]:
+    """Return the arrays of a message by name, (rows, cols, shape of a position), read-only views of its bytes.
 
     geometry.rows 0 stands for any number. Raises RemoteError where rows or byte count do not fit the geometry.
     """
-    shape = (message.rows, geometry.cols, len(geometry.classes))
     if geometry.rows and message.first_row + message.rows > geometry.rows:
         raise RemoteError(
             f"the server sent score rows {message.first_row} to {message.first_row + message.rows} of {geometry.rows}"
         )
-    expected = math.prod(shape) * _FLOAT32.itemsize
-    if expected != len(message.scores):
-        raise RemoteError(f"score rows of shape {shape} take {expected} bytes, but {len(message.scores)} came")
-    return np.frombuffer(message.scores, dtype=_FLOAT32).reshape(shape)
+    arrays = {}
+    for name, dtype, position in reduction.arrays(len(geometry.classes)):
+        shape = (message.rows, geometry.cols, *position)
+        raw: bytes = getattr(message, name)
+        expected = math.prod(shape) * dtype.itemsize
+        if expected != len(raw):
+            raise RemoteError(f"score rows of shape {shape} take {expected} bytes, but {len(raw)} came")
+        arrays[name] = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape)
+    return arrays
 
 
 def _extent(pair: tuple[int, int]) -> pb.Extent:

@@ -1,14 +1,16 @@
 """A score map's request: its header, and the image that follows it in parts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from convserve.errors import InputError, ShapeError
+from convserve.reduction import Reduction
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
+from convserve.wire.reduction import reduction_from_message, reduction_to_message
 
 __all__ = [
     "LARGEST_SIDE",
@@ -37,7 +39,7 @@ class SceneHeader:
 
     width, height, channels: of rows; height 0 where only the end of the request tells it, channels 0 for as many
     as the network reads. classes: indices and labels, None for all. stride: (vertical, horizontal), None for the
-    network's. memory_budget: bytes, 0 for the server's.
+    network's. memory_budget: bytes, 0 for the server's. reduction: what is kept of the scores.
     """
 
     dtype: str | None
@@ -48,6 +50,7 @@ class SceneHeader:
     classes: list[int | str] | None = None
     stride: tuple[int, int] | None = None
     memory_budget: int = 0
+    reduction: Reduction = field(default_factory=Reduction)
 
 
 def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
@@ -65,6 +68,7 @@ def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
         channels=header.channels,
         stride=stride,
         memory_budget=header.memory_budget,
+        reduction=reduction_to_message(header.reduction),
     )
     return pb.ScoreMapRequest(header=message)
 
@@ -73,10 +77,11 @@ def header_from_message(message: pb.ScoreMapHeader) -> SceneHeader:
     """Return what a header asks for; InputError or ShapeError where it cannot be meant."""
     classes = codec.classes_from_message(message.classes)
     stride = (message.stride.vertical, message.stride.horizontal) if message.HasField("stride") else None
+    reduction = reduction_from_message(message.reduction)
     if message.layout == pb.ENCODED:
         if message.width or message.height or message.channels:
             raise InputError("the header of an encoded image gives width, height or channels; its file has them")
-        return SceneHeader(None, message.model, 0, 0, 0, classes, stride, message.memory_budget)
+        return SceneHeader(None, message.model, 0, 0, 0, classes, stride, message.memory_budget, reduction)
     if message.layout not in _DTYPES:
         raise InputError(f"the header's layout is {message.layout}; allowed: ENCODED, UINT8_HWC, FP32_HWC")
     for name, value, least, most in (
@@ -95,6 +100,7 @@ def header_from_message(message: pb.ScoreMapHeader) -> SceneHeader:
         classes,
         stride,
         message.memory_budget,
+        reduction,
     )
 
 

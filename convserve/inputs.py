@@ -1,0 +1,81 @@
+"""From images to rows as a network reads them: decoded, resized and cropped or as they are, or values already."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from convserve.engine.source import ImageRows, tensor_rows
+from convserve.errors import InputError, ShapeError
+from convserve.graph.ir import Volume
+from convserve.images.decode import ImageSource, decode
+from convserve.images.preprocess import Preprocess
+
+__all__ = ["Inputs"]
+
+
+class Inputs:
+    """What a network reads, and how pixels become that.
+
+    An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C), preprocessed; or float32 (1, C, H, W),
+    taken as already preprocessed. Methods raise ImageError, ShapeError, InputError.
+    """
+
+    def __init__(self, volume: Volume, preprocess: Preprocess | None) -> None:
+        """preprocess: by default pixels are values as they are."""
+        self._volume = volume
+        self._given = preprocess
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What is done to pixels; InputError where the network reads no images."""
+        if self._given is not None:
+            return self._given
+        channels = self._volume.channels
+        if channels not in (1, 3):
+            raise InputError(f"the network reads {channels} channels; images have 1 or 3: use run() with an array")
+        return Preprocess(channels="gray" if channels == 1 else "rgb")
+
+    def at_window(self, image: ImageSource) -> ImageRows:
+        """Return an image resized and cropped as preprocess says, which must then have the window's size."""
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            if image.shape[:1] != (1,):
+                raise ShapeError(f"the float32 image has shape {image.shape}; one image is (1, C, H, W)")
+            return tensor_rows(image, self._volume)
+        preprocess = self.preprocess
+        pixels = preprocess.prepare(decode(image, channels=preprocess.channels))
+        height, width = self._volume.height, self._volume.width
+        if None not in (height, width) and pixels.shape[:2] != (height, width):
+            raise ShapeError(
+                f"the image is {pixels.shape[0]}x{pixels.shape[1]} after preprocessing; the network's window is"
+                f" {height}x{width}: give preprocess=Preprocess(resize=, crop=), or use score_map"
+            )
+        if preprocess.slides:
+            return self.of_rows(pixels[None])
+        return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
+
+    def whole(self, image: ImageSource) -> ImageRows:
+        """Return an image in its own size."""
+        channels = self._volume.channels
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != channels or 0 in image.shape:
+                raise ShapeError(f"the float32 image has shape {image.shape}; it must be (1, {channels}, H, W)")
+            return self.of_rows(image.transpose(0, 2, 3, 1))
+        return self.of_rows(decode(image, channels=self.preprocess.channels)[None])
+
+    def at_scales(self, image: ImageSource, scales: list[int]) -> list[ImageRows]:
+        """Return an image resized so that its short side has each of these lengths, in pixels, not cropped."""
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            raise InputError("scales resize pixels; a float32 image is taken as already preprocessed")
+        preprocess = self.preprocess
+        pixels = decode(image, channels=preprocess.channels)
+        resized = (replace(preprocess, resize=scale, crop=None).prepare(pixels) for scale in scales)
+        return [self.of_rows(one[None]) for one in resized]
+
+    def of_rows(self, rows: np.ndarray) -> ImageRows:
+        """Return rows (N, H, W, C): float32 as they are, uint8 through the preprocessing."""
+        if rows.dtype == np.float32:
+            return ImageRows(rows)
+        preprocess = self.preprocess
+        if not preprocess.slides:
+            raise InputError("a per-pixel mean image cannot slide over larger images; it serves classify only")
+        return ImageRows(rows, preprocess.table(), preprocess.source_channels())
