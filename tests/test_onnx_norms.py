@@ -77,6 +77,21 @@ def test_layer_normalization_of_whole_images(shape, axis, op):
     assert ops_of(agree(content))[-1] == op
 
 
+@pytest.mark.parametrize("scales", [(3,), (1, 3), (1, 1, 3)])
+def test_layer_normalization_of_pooled_channels(scales):
+    # as ConvNeXt's classifier has it: what lies last is all that there is
+    nodes = [
+        ("GlobalAveragePool", "x", "p"),
+        ("Transpose", "p", "last", {"perm": [0, 2, 3, 1]}),
+        ("LayerNormalization", "last s b", "n", {"axis": 4 - len(scales)}),
+        ("Transpose", "n", "first", {"perm": [0, 3, 1, 2]}),
+        ("Flatten", "first", "y"),
+    ]
+    weights = {"s": 1 + drawn(*scales), "b": drawn(*scales, seed=1)}
+    graph = agree(made(*nodes, weights=weights, opset=17))
+    assert ops_of(graph) == ["GlobalAveragePool", "LayerNormalization"]
+
+
 def test_mean_variance_normalization():
     agree(made(("MeanVarianceNormalization", "x", "y", {"axes": [2, 3]})))
 

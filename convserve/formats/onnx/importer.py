@@ -11,7 +11,9 @@ from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.nodes import NODES
 from convserve.formats.onnx.reader import OnnxFile, opset_version
 from convserve.formats.onnx.source import FLOATS, Source
+from convserve.formats.onnx.spelled import FileNodes
 from convserve.formats.onnx.spelled_lrn import spelled_lrn
+from convserve.formats.onnx.spelled_strided import spelled_reshape
 from convserve.formats.onnx.views import BATCH, Size, Symbol, View
 from convserve.graph.ir import Graph, Output, Volume
 
@@ -65,7 +67,8 @@ def _renamed(file: OnnxFile, proto: GraphProto) -> list[NodeProto]:
     def constant(name: str) -> np.ndarray | None:
         return file.array(tensors[name], f"the constant '{name}'") if name in tensors else None
 
-    instead = spelled_lrn(proto.node, constant)
+    graph = FileNodes(proto.node, constant, {value.name for value in proto.input} - tensors.keys())
+    instead = {**spelled_lrn(graph), **spelled_reshape(graph)}
     return [instead.get(node.output[0], node) if node.output else node for node in proto.node]
 
 

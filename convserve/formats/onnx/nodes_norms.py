@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -117,24 +118,29 @@ def _axis(source: Source, view: View, default: int) -> int:
 
 
 def layer_normalization(context: Context, source: Source) -> View:
-    view = context.view(source, 0, channels_last=True)
+    given = view = context.view(source, 0, channels_last=True)
     axis = _axis(source, view, -1)
-    if len(view.shape) == 1:
-        view = context.volume(source, view)
-    by_channel = view.channels_last or len(view.shape) == 1
-    if by_channel and axis == len(view.shape):
-        op, attrs = "LayerNormalization", {}
-    elif axis == 1:
-        op, attrs = "GroupNormalization", {"group": 1}
+    constants = [context.constant(source, 1), context.constant(source, 2, optional=True)]
+    whole = all(size == 1 for size in view.shape[: axis - 1])
+    if whole and (len(view.shape) == 1 or (view.volume.height, view.volume.width) == (1, 1)):
+        # wherever the channels of the one position lie, a constant has them in order
+        constants = [c if c is None or c.ndim > len(view.shape) - axis + 1 else c.reshape(-1) for c in constants]
+        shape = view.shape if len(view.shape) == 1 else (view.volume.channels,)
+        view = context.volume(source, replace(view, shape=shape, channels_last=False))
+        op = "LayerNormalization"
+    elif view.channels_last and axis == len(view.shape):
+        op = "LayerNormalization"
+    elif whole and not view.channels_last:
+        op = "GroupNormalization"
     else:
         raise UnsupportedOpError(
             f"{source} normalizes the axes from {axis} on of a tensor of shape {view}; supported are all axes behind "
             "the batch, and channels that lie last"
         )
-    constants = [context.constant(source, 1), context.constant(source, 2, optional=True)]
     channels = view.volume.channels
     scale, bias = (np.zeros(channels) if c is None else channel_values(source, c, view) for c in constants)
-    return _standardized(context, source, op, view, scale, bias, **attrs)
+    attrs = {"group": 1} if op == "GroupNormalization" else {}
+    return _standardized(context, source, op, view, scale, bias, **attrs).like(given)
 
 
 def lp_normalization(context: Context, source: Source) -> View:

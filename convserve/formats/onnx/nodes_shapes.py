@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.context import Context, axes_behind_batch
 from convserve.formats.onnx.nodes_moves import depth_to_space_of
@@ -65,7 +67,8 @@ def unsqueeze(context: Context, source: Source) -> View:
 
 
 def reshape(context: Context, source: Source) -> View:
-    target = context.constant(source, 1)
+    given = source.integers("shape", None)
+    target = context.constant(source, 1) if given is None else np.array(given)
     assert target is not None
     if target.ndim != 1 or target.dtype.kind not in "iO":
         raise ModelFormatError(f"{source}: its shape is no list of whole numbers")

@@ -1,67 +1,25 @@
 """PyTorch's local response normalisation, which it exports as nine nodes, as the one LRN node that it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
 
+from convserve.formats.onnx.spelled import FileNodes, attribute
+
 __all__ = ["spelled_lrn"]
 
-Constants = Callable[[str], np.ndarray | None]
-
-
-class _Graph:
-    """Nodes by what they write, and constants by name."""
-
-    def __init__(self, nodes: Sequence[NodeProto], constants: Constants) -> None:
-        self.writers = {name: node for node in nodes for name in node.output}
-        self.constant = constants
-
-    def before(self, name: str, *ops: str) -> NodeProto | None:
-        """Return the node that writes a tensor, where it is one of these operations."""
-        node = self.writers.get(name)
-        return node if node is not None and node.op_type in ops else None
-
-    def scalar(self, name: str) -> float | None:
-        """Return a constant of one value."""
-        array = self.constant(name)
-        return float(array.reshape(())) if array is not None and array.size == 1 else None
-
-    def with_scalar(self, name: str, op: str) -> tuple[str, float] | None:
-        """Return (tensor, constant) of a sum or product of the two, in either order."""
-        node = self.before(name, op)
-        if node is None or len(node.input) != 2:
-            return None
-        for tensor, constant in (node.input, node.input[::-1]):
-            value = self.scalar(constant)
-            if value is not None:
-                return tensor, value
-        return None
-
-    def skipping(self, name: str, *ops: str) -> str:
-        """Return the tensor before all nodes of these operations that lie one behind the other."""
-        node = self.before(name, *ops)
-        while node is not None:
-            name = node.input[0]
-            node = self.before(name, *ops)
-        return name
-
-
-def _attribute(node: NodeProto, name: str) -> object:
-    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), None)
-
-
-def _window(graph: _Graph, pool: NodeProto, pad: NodeProto) -> int | None:
+def _window(graph: FileNodes, pool: NodeProto, pad: NodeProto) -> int | None:
     """Return the size of a mean over neighbours along axis 2, as many on either side, zeros behind the ends."""
-    kernel = list(_attribute(pool, "kernel_shape") or [])  # type: ignore[call-overload]
-    numbers = [_attribute(pool, name) or [fill] for name, fill in (("strides", 1), ("pads", 0), ("dilations", 1))]
+    kernel = list(attribute(pool, "kernel_shape") or [])  # type: ignore[call-overload]
+    numbers = [attribute(pool, name) or [fill] for name, fill in (("strides", 1), ("pads", 0), ("dilations", 1))]
     plain = [set(found) <= {fill} for found, fill in zip(numbers, (1, 0, 1), strict=True)]  # type: ignore[call-overload]
     if len(kernel) < 2 or kernel[1:] != [1] * (len(kernel) - 1) or kernel[0] % 2 == 0 or not all(plain):
         return None
-    pads = _attribute(pad, "pads") if len(pad.input) < 2 else graph.constant(pad.input[1])
-    value = graph.scalar(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else _attribute(pad, "value")
-    if pads is None or value or _attribute(pad, "mode") not in (None, b"constant") or len(pad.input) > 3:
+    pads = attribute(pad, "pads") if len(pad.input) < 2 else graph.constant(pad.input[1])
+    value = graph.scalar(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else attribute(pad, "value")
+    if pads is None or value or attribute(pad, "mode") not in (None, b"constant") or len(pad.input) > 3:
         return None
     rank, half = len(kernel) + 2, kernel[0] // 2
     wanted = np.zeros((2, rank))
@@ -69,17 +27,17 @@ def _window(graph: _Graph, pool: NodeProto, pad: NodeProto) -> int | None:
     return kernel[0] if np.array_equal(np.asarray(pads).reshape(-1), wanted.reshape(-1)) else None
 
 
-def _channels(graph: _Graph, lifted: NodeProto) -> int | None:
+def _channels(graph: FileNodes, lifted: NodeProto) -> int | None:
     """Return the channels that lie at axis 2 behind a node which puts an axis of 1 before them; 0: any number."""
     if lifted.op_type == "Unsqueeze":
-        axes = _attribute(lifted, "axes") if len(lifted.input) < 2 else graph.constant(lifted.input[1])
+        axes = attribute(lifted, "axes") if len(lifted.input) < 2 else graph.constant(lifted.input[1])
         return 0 if axes is not None and np.asarray(axes).reshape(-1).tolist() == [1] else None
     shape = graph.constant(lifted.input[1]) if len(lifted.input) > 1 else None
     sizes = [] if shape is None else shape.reshape(-1).tolist()
     return int(sizes[2]) if len(sizes) in (4, 5) and sizes[1] == 1 and sizes[2] > 0 else None
 
 
-def _named(graph: _Graph, quotient: NodeProto) -> NodeProto | None:
+def _named(graph: FileNodes, quotient: NodeProto) -> NodeProto | None:
     """Return the LRN that x / (bias + alpha * mean)^beta is, where mean is that of x^2 over channels; or None."""
     x, divisor = quotient.input
     power = graph.before(divisor, "Pow")
@@ -103,13 +61,12 @@ def _named(graph: _Graph, quotient: NodeProto) -> NodeProto | None:
     return helper.make_node("LRN", [x], list(quotient.output), quotient.name, **attributes, channels=channels)
 
 
-def spelled_lrn(nodes: Sequence[NodeProto], constants: Constants) -> Mapping[str, NodeProto]:
+def spelled_lrn(graph: FileNodes) -> Mapping[str, NodeProto]:
     """Return the LRN node in place of each quotient that is one, by the name of what it writes.
 
     The node says at "channels" how many there have to be, 0 where any number fits. Windows of an even size stay what
     they are: PyTorch's begin one channel before ONNX's.
     """
-    graph = _Graph(nodes, constants)
-    quotients = [node for node in nodes if node.op_type == "Div" and len(node.input) == 2]
+    quotients = [node for node in graph.nodes if node.op_type == "Div" and len(node.input) == 2]
     named = {node.output[0]: _named(graph, node) for node in quotients if graph.before(node.input[1], "Pow")}
     return {name: node for name, node in named.items() if node is not None}
