@@ -1,7 +1,8 @@
 """One run of convserve in a process of its own, its memory sampled: what the parent asks comes as JSON on argv.
 
-{"kind": "plan" | "run" | "map" | "stream" | "returned" | "evicted" | "layouts", "net": path, "algorithm": "auto" | "gemm",
-"threads": n, "smallest": bool, "height": rows, "width": pixels, "runs": n} -> one JSON object; sizes in bytes.
+{"kind": "plan" | "run" | "map" | "stream" | "returned" | "evicted" | "layouts", "net": path,
+"algorithm": "auto" | "gemm", "threads": n, "smallest": bool, "height": rows, "width": pixels, "runs": n}
+-> one JSON object; sizes in bytes.
 """
 
 import json

@@ -133,7 +133,7 @@ class Model:
 
     def classify(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | ImageRows | Sequence[ImageSource | ImageRows],
         *,
         top: int = 5,
         cancellation: Cancellation | None = None,
@@ -143,17 +143,16 @@ class Model:
 
         Each is a list with a report: what the call was planned to take, and what was measured.
 
-        An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C). It is resized and cropped as
-        preprocess says and must then have the window's size. float32 (1, C, H, W) is taken as already
-        preprocessed. Another thread may end the run by cancellation. Raises ImageError, ShapeError, InputError,
-        RunCancelled.
+        An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C), resized and cropped as preprocess
+        says to the window's size, or float32 (1, C, H, W), taken as already preprocessed. Another thread may end the
+        run by cancellation. Raises ImageError, ShapeError, InputError, RunCancelled.
         """
         if not isinstance(top, int) or top < 1:
             raise InputError(f"top is {top!r}; it must be a whole number from 1")
-        several: list[ImageSource] | None = list(images) if isinstance(images, (list, tuple)) else None
+        several = list(images) if isinstance(images, (list, tuple)) else None
         meter = Meter()
         every = [cast(ImageSource, images)] if several is None else several
-        prepared = [self._inputs.at_window(image) for image in every]
+        prepared = [self.prepare(image) for image in every]
         results: list[Predictions] = []
         options = {"cancellation": cancellation, "meter": meter, "memory_budget": parse_budget(memory_budget)}
         for scores in self._scores_of(prepared, options):
@@ -161,6 +160,10 @@ class Model:
             found = (Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order)
             results.append(Predictions(found, report=meter.report()))
         return results[0] if several is None else results
+
+    def prepare(self, image: ImageSource | ImageRows) -> ImageRows:
+        """Return an image as classify computes on it. Raises ImageError, ShapeError, InputError."""
+        return image if isinstance(image, ImageRows) else self._inputs.at_window(image)
 
     def _scores_of(self, images: list[ImageRows], options: dict[str, Any]) -> np.ndarray:
         if not images:

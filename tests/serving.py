@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import grpc
 import numpy as np
 
+from convserve.engine.source import ImageRows
 from convserve.results import Geometry, PlanBytes, Prediction, Predictions, RunReport
 from convserve.server import Limits, Repository, Server
 from convserve.wire import convserve_pb2 as pb
@@ -114,8 +115,11 @@ class FakeModel:
     ) -> "FakeRows":
         return FakeRows(self._stream(None, classes))
 
-    def plan(self, height: int, width: int) -> PlanBytes:
-        return PLAN
+    def prepare(self, image: Any) -> ImageRows:
+        return ImageRows(np.zeros((1, *self.window, 1), np.uint8))
+
+    def plan(self, height: int, width: int, *, batch: int = 1) -> Any:
+        return SimpleNamespace(predicted_s=float(batch), threads=1)
 
 
 class FakeStream:

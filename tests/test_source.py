@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "loading": GROUND | {"graph", "formats", "images", "model"},
     "onnx_backend": GROUND | {"model", "loading"},
     "client": GROUND | {"wire", "images"},
-    "server": GROUND | {"wire", "images", "dense", "model", "loading"},
+    "server": GROUND | {"wire", "images", "engine", "dense", "model", "loading"},
     "cli": GROUND
     | {"wire", "images", "formats", "kernels", "engine", "plan", "dense", "model", "loading", "client", "server"},
 }

@@ -55,6 +55,18 @@ def register(commands: Any) -> None:
         metavar="S",
         help="seconds that a score map waits for its client to send or to read (default 60)",
     )
+    parser.add_argument(
+        "--max-batch",
+        type=count,
+        metavar="N",
+        help="images of several calls that run together at most, 1 to join none (default: as many as pay, by model)",
+    )
+    parser.add_argument(
+        "--max-delay",
+        type=float,
+        metavar="S",
+        help="seconds that a call waits for others to join it (default: a tenth of a run, while others are about)",
+    )
     add_run_options(parser)
     parser.set_defaults(run=run)
 
@@ -69,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
         workers=args.workers,
         max_waiting=args.max_waiting,
         stall_s=args.stall_timeout,
+        max_batch=args.max_batch,
+        max_delay_s=args.max_delay,
     )
     models: dict[str, Model] = {}
     for text in args.nets or [str(BUNDLED)]:

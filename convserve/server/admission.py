@@ -82,7 +82,7 @@ class Admission:
         A call that is cancelled leaves only when its work has, so that what work uses can be freed then. Raises
         RunCancelled where the call's deadline passed while it waited.
         """
-        async with self._threads:
+        async with self.thread():
             remaining = context.time_remaining()
             if remaining is not None and remaining <= 0:
                 raise RunCancelled("the deadline passed before the request's turn came")
@@ -100,6 +100,18 @@ class Admission:
                 if not future.cancelled():
                     future.exception()
                 raise
+
+    @asynccontextmanager
+    async def thread(self) -> AsyncIterator[None]:
+        """Wait for a thread, and hold its place for the length of the block, in which submit() begins at once."""
+        async with self._threads:
+            yield
+
+    async def submit(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Return what work gives on a thread that is held for it."""
+        return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))
 
     def close(self) -> None:
         """Free the threads, after the work that they have begun."""

@@ -14,6 +14,8 @@ class Limits:
     message_bytes: longest request message. image_bytes: longest image file of a score map, which comes in
     several messages. workers: threads that compute at once. max_waiting: calls that wait beyond them before
     further ones are refused. stall_s: seconds that a score map waits for its client to send or to read.
+    max_batch: images of several calls that run together; None: as predicted times favour. max_delay_s: seconds that a
+    call waits for others; None: a tenth of a run at most, while others are about.
     """
 
     message_bytes: int = 64 << 20
@@ -21,6 +23,8 @@ class Limits:
     workers: int = 4
     max_waiting: int = 64
     stall_s: float = 60.0
+    max_batch: int | None = None
+    max_delay_s: float | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -29,7 +33,9 @@ class Limits:
             ("workers", 1, 256),
             ("max_waiting", 0, 4096),
             ("stall_s", 0.01, 86400),
+            ("max_batch", 1, 1024),
+            ("max_delay_s", 0, 60),
         ):
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise InputError(f"{name} is {value}; allowed: {least} to {most}")

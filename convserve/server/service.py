@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import grpc
@@ -10,6 +11,7 @@ from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeE
 from convserve.model import Cancellation
 from convserve.results import Predictions
 from convserve.server.admission import Admission
+from convserve.server.batching import Batcher, Joint
 from convserve.server.incoming import Incoming, with_channels
 from convserve.server.limits import Limits
 from convserve.server.repository import Repository
@@ -20,6 +22,7 @@ from convserve.wire.description import description_to_message, summary_to_messag
 from convserve.wire.scene import LARGEST_SIDE
 
 if TYPE_CHECKING:
+    from convserve.engine.source import ImageRows
     from convserve.model import Model
 
 __all__ = ["MOST_IMAGES", "ConvserveService"]
@@ -37,6 +40,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         self._repository = repository
         self._admission = admission
         self._limits = limits
+        self._batcher = Batcher(admission, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s)
 
     async def Classify(
         self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext
@@ -45,11 +49,23 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         if not 1 <= len(request.images) <= MOST_IMAGES:
             raise InputError(f"the request has {len(request.images)} images; allowed: 1 to {MOST_IMAGES}")
         name, model = self._repository.model(request.model)
-        cancellation = Cancellation()
+        top = request.top or DEFAULT_TOP
         async with self._admission.call():
-            return await self._admission.compute(
-                context, cancellation.cancel, _classify, name, model, request, cancellation
-            )
+            images, joint = await self._admission.compute(context, _no_cancel, self._prepared, model, request)
+            kind = (model, top, frozenset((image.rows.shape[1:], image.rows.dtype) for image in images))
+            found = await self._batcher.join(context, kind, images, partial(_classified, model, top), joint=joint)
+        report = found[0].report
+        return pb.ClassifyResponse(
+            model=name,
+            classifications=[codec.classification_to_message(one) for one in found],
+            plan=codec.plan_to_message(report.plan),
+            seconds=report.seconds,
+            measured_bytes=report.measured_bytes,
+        )
+
+    def _prepared(self, model: "Model", request: pb.ClassifyRequest) -> "tuple[list[ImageRows], Joint]":
+        images = [model.prepare(codec.image_from_message(image)) for image in request.images]
+        return images, self._batcher.joint(model)
 
     async def ScoreMap(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """Write geometry, rows as they become final, and completion.
@@ -169,17 +185,7 @@ def _plan(name: str, model: "Model", request: pb.PlanMemoryRequest) -> pb.PlanMe
     )
 
 
-def _classify(
-    name: str, model: "Model", request: pb.ClassifyRequest, cancellation: Cancellation
-) -> pb.ClassifyResponse:
-    images = [codec.image_from_message(image) for image in request.images]
-    found = model.classify(images, top=request.top or DEFAULT_TOP, cancellation=cancellation)
-    classes = cast(list[Predictions], found)
-    report = classes[0].report
-    return pb.ClassifyResponse(
-        model=name,
-        classifications=[codec.classification_to_message(one) for one in classes],
-        plan=codec.plan_to_message(report.plan),
-        seconds=report.seconds,
-        measured_bytes=report.measured_bytes,
-    )
+def _classified(
+    model: "Model", top: int, images: "list[ImageRows]", cancellation: Cancellation
+) -> list[Predictions]:
+    return cast(list[Predictions], model.classify(images, top=top, cancellation=cancellation))
