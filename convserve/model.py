@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from convserve import dense, settings
-from convserve.dense import RowStream, ScoreStream
+from convserve.dense import MergedRows, MergedStream, RowStream, ScoreStream
 from convserve.engine.engine import Cancellation, Engine
 from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, tensor_rows
@@ -187,6 +187,7 @@ class Model:
         classes: Sequence[int | str] | None = None,
         method: str = "auto",
         reduce: Reduction | None = None,
+        edge: str = "none",
         output: str | None = None,
         memory_budget: int | str | None = None,
         progress: bool = False,
@@ -194,10 +195,12 @@ class Model:
         """Return the scores of the network at every window position of an image: float32 (rows, cols, classes).
 
         image: as for classify, never resized or cropped, or float32 (1, C, H, W), taken as already preprocessed.
-        stride: default the network's output stride; a divisor (by shifted passes) or a multiple of it, pixels.
-        classes: indices or labels to keep. method: "auto" and "dense" slide the network, "crops" runs it on
-        every crop, at any stride. reduce: what is kept of a position's scores, default all, as they are.
-        progress: show a bar on stderr.
+        stride: pixels, default the network's output stride; a divisor or a multiple of it. classes: indices or labels
+        to keep. method: "auto" slides the network, a finer stride by the faster of "shifted" passes and one "atrous"
+        pass of dilated layers; "crops" runs every crop, at any stride. Without padding all give the same bits;
+        docs/dense.md says how others differ. edge: where windows do not fill the image, "none", "pad" (zeros at the
+        bottom and right) or "align" (the last windows at its end).
+        reduce: what is kept of a position's scores, default all, as they are. progress: show a bar on stderr.
         output: which output of several. Raises ShapeError where not one window fits, UnsupportedOpError
         where the network cannot slide, MemoryBudgetError.
         """
@@ -212,6 +215,7 @@ class Model:
             labels=labels,
             method=method,
             reduce=reduce,
+            edge=edge,
             memory_budget=parse_budget(memory_budget),
             progress=progress,
         )
@@ -220,42 +224,44 @@ class Model:
         self,
         image: ImageSource,
         *,
+        stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         scores: str = "raw",
+        method: str = "auto",
+        edge: str = "none",
         output: str | None = None,
         memory_budget: int | str | None = None,
         layout: Layout | None = None,
-    ) -> ScoreStream:
-        """Return the stream that score_map collects: geometry at once, then rows of scores as they become final.
+    ) -> ScoreStream | MergedStream:
+        """Return the stream of a score_map: geometry at once, then rows of scores as they become final.
 
         scores: "raw" or "softmax", as Reduction(scores=) tells; its apply() makes the rest of it of each block.
         """
         engine = self._engine((output or self.graph.outputs[0].name,), scores=scores)
         chosen, labels = self._class_indices(engine, classes)
-        return dense.open_stream(
-            engine,
-            dense.sliding(engine.graph),
-            self._inputs.whole(image),
-            classes=chosen,
-            labels=labels,
-            memory_budget=parse_budget(memory_budget),
-            layout=layout,
+        rows, budget = self._inputs.whole(image), parse_budget(memory_budget)
+        way = dense.choose_way(
+            engine, method, stride, edge=edge, height=rows.height, width=rows.width, memory_budget=budget
         )
+        return dense.open_stream(way, rows, classes=chosen, labels=labels, memory_budget=budget, layout=layout)
 
     def row_stream(
         self,
         width: int,
         *,
         dtype: str = "uint8",
+        stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         scores: str = "raw",
+        method: str = "auto",
+        edge: str = "none",
         output: str | None = None,
         memory_budget: int | str | None = None,
-    ) -> RowStream:
+    ) -> RowStream | MergedRows:
         """Return a stream that takes an image's rows block by block: what stream() and the server feed.
 
-        dtype: "uint8" rows are preprocessed, "float32" ones are taken as already preprocessed. scores: as for
-        score_stream.
+        dtype: "uint8" rows are preprocessed, "float32" ones are taken as they are. scores: as for score_stream.
+        The rest is as for score_map.
         """
         engine = self._engine((output or self.graph.outputs[0].name,), scores=scores)
         chosen, labels = self._class_indices(engine, classes)
@@ -264,22 +270,20 @@ class Model:
         if not isinstance(width, (int, np.integer)) or width < 1:
             raise InputError(f"width is {width!r}; it must be a whole number from 1")
         image = self._inputs.of_rows(np.empty((1, 0, width, self.graph.input_volume.channels), dtype))
-        return RowStream(
-            engine,
-            dense.sliding(engine.graph),
-            image,
-            classes=chosen,
-            labels=labels,
-            memory_budget=parse_budget(memory_budget),
-        )
+        budget = parse_budget(memory_budget)
+        way = dense.choose_way(engine, method, stride, edge=edge, width=width, memory_budget=budget)
+        return dense.open_rows(way, image, classes=chosen, labels=labels, memory_budget=budget)
 
     def stream(
         self,
         *,
         width: int,
         rows: Iterable[np.ndarray],
+        stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         output: str | None = None,
         memory_budget: int | str | None = None,
     ) -> Iterator[Any]:
@@ -287,25 +291,25 @@ class Model:
 
         rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are. The height is
         not asked for; memory depends on the width alone. reduce: yield what it keeps instead, as dicts of its arrays
-        by name. Raises ShapeError for rows of another form.
+        by name. The rest is as for score_map. Raises ShapeError for rows of another form.
         """
         kept = checked_reduction(reduce)
-        options: dict[str, Any] = {"classes": classes, "output": output, "memory_budget": memory_budget}
-        stream = None
-        try:
-            for block in rows:
-                if stream is None:
-                    kind = "float32" if block.dtype == np.float32 else "uint8"
-                    stream = self.row_stream(width, dtype=kind, scores=kept.scores, **options)
-                for _, scores in stream.feed(block):
-                    yield scores if reduce is None else kept.apply(scores, stream.classes)
-            if stream is None:
-                raise ShapeError("the image has no rows")
-            for _, scores in stream.finish():
-                yield scores if reduce is None else kept.apply(scores, stream.classes)
-        finally:
-            if stream is not None:
-                stream.close()
+
+        def opened(dtype: str) -> RowStream | MergedRows:
+            return self.row_stream(
+                width,
+                dtype=dtype,
+                stride=stride,
+                classes=classes,
+                scores=kept.scores,
+                method=method,
+                edge=edge,
+                output=output,
+                memory_budget=memory_budget,
+            )
+
+        return dense.streamed(rows, opened, None if reduce is None else kept)
+
 
     def _class_indices(self, engine: Engine, classes: Sequence[int | str] | None) -> tuple[list[int] | None, list[str]]:
         # (indices to keep, or None for all; their labels)

@@ -103,6 +103,10 @@ class Geometry:
     not depend on where the image ends) or "padded" (the ring covers everything).
     ring: (top, left, bottom, right) in score positions. classes: class index behind each entry of the
     scores' last axis. labels: their names, in the same order, or None.
+    image: (height, width) in pixels, 0 while unknown. edge: what was done where windows do not fill the image, "none";
+    "pad", windows may leave it at the bottom and right, where they see zeros; or "align", the last row and column of
+    windows lie at its end, nearer to the ones before than the stride. method: "dense" (one pass at the network's own
+    stride or a coarser one), "shifted", "atrous" or "crops".
     """
 
     rows: int
@@ -114,6 +118,9 @@ class Geometry:
     ring: tuple[int, int, int, int] = (0, 0, 0, 0)
     classes: list[int] = field(default_factory=list)
     labels: list[str] | None = None
+    image: tuple[int, int] = (0, 0)
+    edge: str = "none"
+    method: str = "dense"
 
     def box(self, i: int, j: int) -> Box:
         """Return the pixels (top, left, bottom, right) that the score at row i, column j sees.
@@ -123,8 +130,14 @@ class Geometry:
         row, col = (i + self.rows if i < 0 else i), (j + self.cols if j < 0 else j)
         if not (0 <= row < self.rows and 0 <= col < self.cols):
             raise InputError(f"score position ({i}, {j}) does not exist; the map has {self.rows}x{self.cols} positions")
-        top, left = self.offset[0] + row * self.stride[0], self.offset[1] + col * self.stride[1]
+        top, left = self._begin(0, row, self.rows), self._begin(1, col, self.cols)
         return top, left, top + self.window[0], left + self.window[1]
+
+    def _begin(self, axis: int, position: int, count: int) -> int:
+        begin = self.offset[axis] + position * self.stride[axis]
+        if self.edge == "align" and position == count - 1 and self.image[axis]:
+            return self.image[axis] - self.window[axis]
+        return begin
 
     def label_of(self, index: int) -> str:
         """Return the label of a class index, such as those of a reduced map's indices; InputError for one not kept."""
@@ -137,7 +150,9 @@ class Geometry:
         """The part of the image, in pixels, that at least one window sees (empty where the map is)."""
         if not self.rows or not self.cols:
             return self.offset[0], self.offset[1], self.offset[0], self.offset[1]
-        return self.box(0, 0)[:2] + self.box(-1, -1)[2:]
+        top, left, bottom, right = self.box(0, 0)[:2] + self.box(-1, -1)[2:]
+        height, width = self.image
+        return top, left, min(bottom, height or bottom), min(right, width or right)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -105,14 +105,10 @@ class FakeModel:
     def classify(self, images: list[Any], *, top: int = 5, cancellation: Any = None) -> list[Predictions]:
         return [Predictions(one, report=RunReport(PLAN, 4608, 0.25)) for one in self._classify(images, top)]
 
-    def score_stream(
-        self, image: Any, *, classes: Any = None, scores: str = "raw", memory_budget: int | None = None
-    ) -> "FakeStream":
+    def score_stream(self, image: Any, *, classes: Any = None, **options: Any) -> "FakeStream":
         return self._stream(image, classes)
 
-    def row_stream(
-        self, width: int, *, dtype: str, classes: Any = None, scores: str = "raw", memory_budget: int | None = None
-    ) -> "FakeRows":
+    def row_stream(self, width: int, *, dtype: str, classes: Any = None, **options: Any) -> "FakeRows":
         return FakeRows(self._stream(None, classes))
 
     def prepare(self, image: Any) -> ImageRows:

@@ -13,8 +13,6 @@ from refusals import DIGIT, HUGE, INVALID, LIMITS, NET, PAGE, check_that_it_goes
 from serving import FakeModel, image_requests, row_requests, running_server, scores_of, stub_of
 
 import convserve
-from convserve.errors import InputError
-from convserve.server.strides import strides_for
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.convserve_pb2_grpc import ConvserveStub
 from convserve.wire.scene import SceneHeader, header_to_message
@@ -213,16 +211,6 @@ def test_plans_that_nothing_fits(
 ) -> None:
     refused(lambda: stub.PlanMemory(request_), code)
     good()
-
-
-# ---- strides
-
-
-def test_a_stride_of_too_many_passes_is_refused() -> None:
-    assert strides_for((4, 4), (32, 32)).passes == 64
-    assert strides_for((64, 16), (32, 32)).passes == 2
-    with pytest.raises(InputError, match="1024 shifted passes, of 64"):
-        strides_for((1, 1), (32, 32))
 
 
 # ---- values and memory

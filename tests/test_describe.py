@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import network
 
-from convserve.dense.sliding import ring
 from convserve.errors import ModelError
 from convserve.formats.packing import pack_graph
 from convserve.graph.ir import Graph, Volume
@@ -236,16 +235,6 @@ def test_clean_cells_are_those_that_count_only_pixels(graph: Graph) -> None:
         expected = np.ones_like(seen)
         expected[top:bottom, left:right] = False
         assert np.array_equal(seen, expected)
-    shown, volume = graph.outputs[0].tensor, volumes[graph.outputs[0].tensor]
-    (top, bottom), (left, right) = clean[shown]
-    assert volume.height is not None
-    assert volume.width is not None
-    if bottom > top and right > left:
-        height, width = graph.input_volume.height, graph.input_volume.width
-        assert height is not None
-        assert width is not None
-        reported = ring(graph, height, width, volume.height, volume.width)
-        assert reported == (top, left, volume.height - bottom, volume.width - right)
 
 
 def test_vgg_of_another_size_has_the_same_parameters_up_to_the_first_fc() -> None:

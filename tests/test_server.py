@@ -192,7 +192,7 @@ def test_a_finer_stride_merges_shifted_passes_in_step(
     assert (geometry.rows, geometry.cols, geometry.stride) == (local.rows, local.cols, local.stride)
     first_rows = [response.rows.first_row for response in responses[1:-1]]
     assert first_rows == list(np.cumsum([0, *(response.rows.rows for response in responses[1:-2])]))
-    assert len(first_rows) > 1
+    assert len(first_rows) > 1 or local.rows <= 4
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (29, 28), (28, 30), (31, 33)])

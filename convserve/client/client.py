@@ -102,6 +102,8 @@ class Client:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
@@ -113,6 +115,8 @@ class Client:
                 stride=stride,
                 classes=classes,
                 reduce=reduce,
+                method=method,
+                edge=edge,
                 memory_budget=memory_budget,
                 progress=progress,
                 timeout=timeout,
@@ -127,6 +131,8 @@ class Client:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         memory_budget: int | str | None = None,
         timeout: float | None = None,
     ) -> ScoreStream:  # documented below
@@ -138,6 +144,8 @@ class Client:
                     stride=stride,
                     classes=classes,
                     reduce=reduce,
+                    method=method,
+                    edge=edge,
                     memory_budget=memory_budget,
                     timeout=timeout,
                 )
@@ -153,6 +161,8 @@ class Client:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         memory_budget: int | str | None = None,
         timeout: float | None = None,
     ) -> Iterator[Any]:  # documented below
@@ -166,6 +176,8 @@ class Client:
                 stride=stride,
                 classes=classes,
                 reduce=reduce,
+                method=method,
+                edge=edge,
                 memory_budget=memory_budget,
                 timeout=timeout,
             )

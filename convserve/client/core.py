@@ -124,6 +124,8 @@ class Core:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
@@ -144,6 +146,8 @@ class Core:
                 stride=stride,
                 classes=classes,
                 reduce=kept,
+                method=method,
+                edge=edge,
                 memory_budget=memory_budget,
                 timeout=timeout,
             )
@@ -165,6 +169,8 @@ class Core:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         memory_budget: int | str | None = None,
         timeout: float | None = None,
     ) -> AsyncScoreStream:
@@ -175,7 +181,13 @@ class Core:
         """
         sent = requests.scene_of(image)
         options = requests.MapOptions(
-            model=model, stride=stride, classes=classes, memory_budget=memory_budget, reduce=reduce
+            model=model,
+            stride=stride,
+            classes=classes,
+            reduce=reduce,
+            method=method,
+            edge=edge,
+            memory_budget=memory_budget,
         )
         header = sent.header(options)
         return await self._opened(lambda: Outgoing(header, _each(sent.pieces())), self._limit(timeout), reduce)
@@ -189,6 +201,8 @@ class Core:
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
+        method: str = "auto",
+        edge: str = "none",
         memory_budget: int | str | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Any]:
@@ -207,7 +221,13 @@ class Core:
             raise ShapeError("the image has no rows")
         first = requests.checked_block(first, width=int(width), like=None)
         options = requests.MapOptions(
-            model=model, stride=stride, classes=classes, memory_budget=memory_budget, reduce=reduce
+            model=model,
+            stride=stride,
+            classes=classes,
+            reduce=reduce,
+            method=method,
+            edge=edge,
+            memory_budget=memory_budget,
         )
         header = options.header(first.dtype.name, width=int(width), channels=first.shape[2])
         stream = await self._opened(

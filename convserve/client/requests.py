@@ -116,6 +116,8 @@ class MapOptions:
     stride: int | tuple[int, int] | None = None
     memory_budget: int | str | None = None
     reduce: Reduction | None = None
+    method: str = "auto"
+    edge: str = "none"
 
     def header(self, dtype: str | None, *, width: int = 0, height: int = 0, channels: int = 0) -> pb.ScoreMapRequest:
         """Return the request that opens the map; InputError for options outside their range."""
@@ -142,6 +144,8 @@ class MapOptions:
                 steps,
                 _bytes(self.memory_budget),
                 checked_reduction(self.reduce),
+                self.method,
+                self.edge,
             )
         )
 

@@ -2,20 +2,32 @@
 
 from convserve.dense.classes import class_indices
 from convserve.dense.fitting import Capacity, capacity
+from convserve.dense.merged import MergedRows, MergedStream, open_rows, streamed
 from convserve.dense.scoring import open_stream, score_map
 from convserve.dense.sliding import Sliding, sliding
 from convserve.dense.stream import RowStream, ScoreStream
+from convserve.dense.ways import EDGES, METHODS, Way, choose_way, predicted_seconds, sliding_ways
 from convserve.reduction import Reduction
 
 __all__ = [
+    "EDGES",
+    "METHODS",
     "Capacity",
+    "MergedRows",
+    "MergedStream",
     "Reduction",
     "RowStream",
     "ScoreStream",
     "Sliding",
+    "Way",
     "capacity",
+    "choose_way",
     "class_indices",
+    "open_rows",
     "open_stream",
+    "predicted_seconds",
     "score_map",
     "sliding",
+    "sliding_ways",
+    "streamed",
 ]

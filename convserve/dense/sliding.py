@@ -1,15 +1,14 @@
 """How a network slides over larger images: window, stride, positions, and which scores see padding."""
 
-import math
 from dataclasses import dataclass, replace
 
 from convserve.errors import InputError, ModelError, ShapeError, UnsupportedOpError
 from convserve.graph.ir import Graph
 from convserve.graph.ops import OPS, Window, infer_volumes, slides, windows
-from convserve.graph.receptive import clean_intervals
-from convserve.results import Geometry
+from convserve.graph.receptive import Field, receptive_fields
+from convserve.graph.restride import strides_of
 
-__all__ = ["Sliding", "checked_stride", "cropping", "geometry", "sliding"]
+__all__ = ["Sliding", "checked_stride", "cropping", "positions_along", "sliding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,25 +16,38 @@ class Sliding:
     """How a network slides: its window and output stride in pixels, (vertical, horizontal), and what pads in it.
 
     padded_by: the first node that sees padding at the window, or "" where every score equals its crop's.
+    beyond: pixels that a score sees above, left of, below and right of its window: padding, where the image ends.
     """
 
     window: tuple[int, int]
     stride: tuple[int, int]
     channels: int
     padded_by: str
+    beyond: tuple[int, int, int, int] = (0, 0, 0, 0)
 
-    def positions(self, height: int, width: int, stride: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Return (rows, cols) of whole windows in an image, at the output stride or another one.
+    def positions(
+        self, height: int, width: int, stride: tuple[int, int] | None = None, edge: str = "none"
+    ) -> tuple[int, int]:
+        """Return (rows, cols) of windows in an image, at the output stride or another one; edge as ways.EDGES.
 
         Raises ShapeError where not one fits.
         """
-        down, across = stride or self.stride
         if height < self.window[0] or width < self.window[1]:
             raise ShapeError(
                 f"the image is {height}x{width}; the network's window is {self.window[0]}x{self.window[1]},"
                 " and at least one window must fit"
             )
-        return (height - self.window[0]) // down + 1, (width - self.window[1]) // across + 1
+        down, across = stride or self.stride
+        return (
+            positions_along(height, self.window[0], down, edge),
+            positions_along(width, self.window[1], across, edge),
+        )
+
+
+def positions_along(size: int, window: int, stride: int, edge: str) -> int:
+    """Return how many windows lie along an axis of that many pixels; with an edge other than "none", up to its end."""
+    free = size - window
+    return (free // stride if edge == "none" else -(-free // stride)) + 1
 
 
 def sliding(graph: Graph) -> Sliding:
@@ -48,27 +60,25 @@ def sliding(graph: Graph) -> Sliding:
     if height is None or width is None:
         raise ModelError(f"the network '{graph.name}' declares no input size; give load(..., window=(height, width))")
     volumes = infer_volumes(graph)
-    stride_of = {graph.input_name: (1, 1)}
     padded_by = ""
     for node in graph.nodes:
         ins, out = [volumes[tensor] for tensor in node.inputs], volumes[node.output]
         if not slides(node):
             does = "looks at the whole image" if OPS[node.op].whole else "treats every position in its own way"
             raise UnsupportedOpError(f'{node} {does} and cannot slide; method="crops" can')
-        strides = set()
-        for number, tensor in enumerate(node.inputs):
+        for number in range(len(node.inputs)):
             vertical, horizontal = windows(node, number, ins)
             if not vertical.stride or not horizontal.stride:
                 raise UnsupportedOpError(f'{node} reads one value everywhere and cannot slide; method="crops" can')
-            before = stride_of[tensor]
-            strides.add((before[0] * vertical.stride, before[1] * horizontal.stride))
             down = _clipped(vertical, ins[number].height, out.height)
             if not padded_by and (down or _clipped(horizontal, ins[number].width, out.width)):
                 padded_by = node.name
-        if len(strides) > 1:
-            raise UnsupportedOpError(f"{node} joins volumes of different strides and cannot slide")
-        stride_of[node.output] = strides.pop()
-    return Sliding((height, width), stride_of[graph.outputs[0].tensor], _one_position(graph), padded_by)
+    shown = graph.outputs[0].tensor
+    stride, channels = strides_of(graph)[shown], _one_position(graph)
+    fields = receptive_fields(graph, volumes)[shown] if padded_by else (Field(), Field())
+    above = [max(0, -field.offset) for field in fields]
+    below = [max(0, field.offset + field.size - side) for field, side in zip(fields, (height, width), strict=True)]
+    return Sliding((height, width), stride, channels, padded_by, (above[0], above[1], below[0], below[1]))
 
 
 def cropping(graph: Graph) -> Sliding:
@@ -77,7 +87,7 @@ def cropping(graph: Graph) -> Sliding:
     The stride is that of the sliding network where it slides, else the window.
     """
     try:
-        return replace(sliding(graph), padded_by="")
+        return replace(sliding(graph), padded_by="", beyond=(0, 0, 0, 0))
     except UnsupportedOpError:
         height, width = graph.input_volume.height, graph.input_volume.width
         assert height is not None
@@ -119,54 +129,3 @@ def _clipped(window: Window, size: int | None, positions: int | None) -> bool:
     assert size is not None
     assert positions is not None
     return window.pad_begin > 0 or window.reads(0, positions)[1] > size
-
-
-def ring(graph: Graph, height: int, width: int, rows: int, cols: int) -> tuple[int, int, int, int]:
-    """Return (top, left, bottom, right): score positions at each side that see the image's own padding.
-
-    They are the ones outside the rows and columns that receptive-field algebra finds clean.
-    """
-    clean = clean_intervals(graph, infer_volumes(graph, height, width))
-    (top, bottom), (left, right) = clean[graph.outputs[0].tensor]
-    return min(top, rows), min(left, cols), rows - min(bottom, rows), cols - min(right, cols)
-
-
-def geometry(
-    graph: Graph,
-    slide: Sliding,
-    height: int,
-    width: int,
-    *,
-    classes: list[int],
-    labels: list[str] | None,
-    stride: tuple[int, int] | None = None,
-) -> Geometry:
-    """Return where the scores of an image of height x width lie, and how exact they are."""
-    stride = stride or slide.stride
-    rows, cols = slide.positions(height, width, stride)
-    seen = (0, 0, 0, 0)
-    if slide.padded_by:
-        top, left, bottom, right = ring(graph, height, width, *slide.positions(height, width))
-        # at another stride the same pixels count, rounded to whole positions
-        seen = (
-            min(rows, math.ceil(top * slide.stride[0] / stride[0])),
-            min(cols, math.ceil(left * slide.stride[1] / stride[1])),
-            min(rows, math.ceil(bottom * slide.stride[0] / stride[0])),
-            min(cols, math.ceil(right * slide.stride[1] / stride[1])),
-        )
-    if not slide.padded_by:
-        exactness = "exact"
-    elif seen[0] + seen[2] < rows and seen[1] + seen[3] < cols:
-        exactness = "interior-exact"
-    else:
-        exactness = "padded"
-    return Geometry(
-        rows=rows,
-        cols=cols,
-        stride=stride,
-        window=slide.window,
-        exactness=exactness,
-        ring=seen,
-        classes=classes,
-        labels=labels,
-    )

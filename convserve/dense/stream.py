@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from convserve.dense.sliding import Sliding, geometry
+from convserve.dense.ways import Way
 from convserve.engine.binding import Executor
 from convserve.engine.engine import Engine
 from convserve.engine.executor import CANCELLED, WROTE_ROWS, Execution
@@ -114,21 +114,26 @@ class RowStream:
 
     def __init__(
         self,
-        engine: Engine,
-        slide: Sliding,
+        way: Way,
         image: ImageRows,
         *,
         classes: list[int] | None,
         labels: list[str],
+        cols: int | None = None,
         memory_budget: int | None = None,
     ) -> None:
-        """image: no rows yet, (1, 0, width, channels); it says the width and how values are read."""
-        self._engine, self._slide, self._image = engine, slide, image
-        self.classes = list(range(slide.channels)) if classes is None else classes
+        """image: no rows yet, (1, 0, width, channels); it says the width and how values are read.
+
+        cols: score columns, where they are not as many as the way has over that width.
+        """
+        self._way, self._image = way, image
+        self.classes = list(range(way.slide.channels)) if classes is None else classes
         """The class index behind each score of a position."""
         self._labels = labels
         self._chosen = None if classes is None else np.asarray(classes, np.int64)
-        rows, self.cols = slide.positions(ENDLESS, image.width)
+        slide, engine = way.slide, way.engine
+        rows, own_cols = slide.positions(ENDLESS, image.width, edge=way.edge)
+        self.cols = own_cols if cols is None else cols
         executor = engine.executor(ENDLESS, image.width, sink_rows=[rows], memory_budget=memory_budget, streamed=True)
         self._meter = Meter()
         self._memory = engine.execution(executor, self._meter)
@@ -152,9 +157,7 @@ class RowStream:
 
     def geometry(self, height: int) -> Geometry:
         """Return where the scores lie over an image of that height."""
-        return geometry(
-            self._engine.graph, self._slide, height, self._image.width, classes=self.classes, labels=self._labels
-        )
+        return self._way.geometry(height, self._image.width, classes=self.classes, labels=self._labels)
 
     def feed(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Take the next rows, (k, width, channels) of the image's dtype, and yield (first_row, scores) blocks.
@@ -172,16 +175,20 @@ class RowStream:
             return
         self._set_source(rows, self._seen)
         self._seen += len(rows)
-        down, window = self._slide.stride[0], self._slide.window[0]
+        down, window = self._way.slide.stride[0], self._way.slide.window[0]
         for first, scores in self._blocks(None):
             self._held.append((first, scores))
             while self._held and (self._held[0][0] + len(self._held[0][1]) - 1) * down + window <= self._seen:
                 yield self._held.pop(0)
 
-    def finish(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the blocks that remain after the last row. Raises ShapeError where not one window fitted."""
-        rows, _ = self._slide.positions(self._seen, self._image.width)
-        plan = finish_plan(self.plan, self._engine.graph, self._run.rows_done(), self._seen, rows)
+    def finish(self, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the blocks that remain after the last row. Raises ShapeError where not one window fitted.
+
+        rows: score rows in all, where they are not as many as the way has.
+        """
+        if rows is None:
+            rows = self.geometry(self._seen).rows
+        plan = finish_plan(self.plan, self._way.engine.graph, self._run.rows_done(), self._seen, rows)
         self._run.go_on_with(Executor(plan, self._run.executor.isa, self._run.executor.mapped))
         for first, scores in [*self._held, *self._blocks(rows)]:
             if first < rows:

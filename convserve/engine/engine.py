@@ -1,7 +1,7 @@
 """The engine of one network: plans by image size, executors bound to them, memory for runs, and the thread count."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -73,6 +73,21 @@ class Engine:
         self._lock = Lock()
         self._plans = PlanCache()
         self._idle: list[Memory] = []
+        self._name: Hashable = None
+        self._forms: dict[Hashable, Engine] = {}
+
+    def form(self, name: Hashable, make: Callable[[Graph], Graph]) -> "Engine":
+        """Return the engine of another form of the graph, made once for each name; plans share one limit of bytes."""
+        with self._lock:
+            found = self._forms.get(name)
+        if found is None:
+            found = Engine(
+                make(self.graph), threads=self._threads, memory_budget=self.memory_budget, evicted=self.evicted
+            )
+            found._plans, found._name = self._plans, (self._name, name)
+            with self._lock:
+                found = self._forms.setdefault(name, found)
+        return found
 
     def executor(
         self,
@@ -97,7 +112,7 @@ class Engine:
         budget = memory_budget or self.memory_budget or settings.get("MEMORY_BUDGET")
         crew = thread_count(threads or self._threads)
         rows = tuple(sink_rows) if sink_rows else None
-        key = (height, width, images, rows, budget, score_bytes, layout, crew, streamed, mode, poison, isa)
+        key = (self._name, height, width, images, rows, budget, score_bytes, layout, crew, streamed, mode, poison, isa)
         found = self._plans.find(key)
         if found is not None:
             return found

@@ -2,25 +2,23 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from convserve import settings
 from convserve.images import decode
 from convserve.results import Geometry, SizedPlan
-from convserve.server.shifted import ShiftedRows
-from convserve.server.strides import Strides, restrided, strides_for
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.scene import SceneHeader
 
 if TYPE_CHECKING:
-    from convserve.dense import RowStream, ScoreStream
+    from convserve.dense import MergedRows, MergedStream, RowStream, ScoreStream
     from convserve.model import Model
 
-    Rows = RowStream | ShiftedRows
+    Rows = RowStream | MergedRows
+    Stream = Rows | ScoreStream | MergedStream
 
 __all__ = ["Scoring", "lowest_budget"]
 
@@ -38,11 +36,10 @@ class Scoring:
         self._model = model
         self._budget = lowest_budget(header.memory_budget, model.memory_budget, settings.get("MEMORY_BUDGET"))
         self._cancelled = False
-        self._stream: ScoreStream | Rows | None = None
+        self._stream: Stream | None = None
         self._stop: Callable[[], None] = lambda: None
         self._release: Callable[[], None] = lambda: None
         self._blocks: Blocks | None = None
-        self._strides = Strides((1, 1), (1, 1), (1, 1))
         self.geometry = Geometry(rows=0, cols=0, stride=(1, 1), window=(1, 1))
         """Of the map; rows 0 while the height is not known."""
         self.sent_bytes = 0
@@ -62,61 +59,35 @@ class Scoring:
 
     def open_image(self, file: bytes) -> None:
         """Decode an image file and plan its map. Raises ImageError, ShapeError, MemoryBudgetError, ModelError."""
-        image: bytes | np.ndarray = file
-        if self._header.stride is not None:
-            image = decode(file, channels="gray" if self._model.graph.input_volume.channels == 1 else "rgb")
-        stream = self._model.score_stream(
-            image,
-            classes=self._header.classes,
-            scores=self._header.reduction.scores,
-            memory_budget=self._budget,
-        )
+        stream = self._model.score_stream(file, **self._options())
         self._keep(stream, stream.close, lambda: None)
-        self._strides = strides_for(self._header.stride, stream.geometry.stride)
         self._blocks = cast(Blocks, iter(stream))
-        place = stream.geometry
-        if isinstance(image, np.ndarray):
-            if self._strides.passes > 1:
-                rows = self._open_rows(image.shape[1], "uint8")
-                self._blocks = _one_after_another(rows, image)
-            place = restrided(place, self._strides.pixels, *image.shape[:2])
-        self.geometry = place
+        self.geometry = stream.geometry
 
     def open_rows(self) -> None:
         """Plan a map for rows to come, and take its memory. Raises ShapeError, MemoryBudgetError, ModelError."""
         header = self._header
-        self._place(self._open_rows(header.width, header.dtype or ""), header.height or _TALL)
-        if not header.height:
-            self.geometry = replace(self.geometry, rows=0)
-
-    def _open_rows(self, width: int, dtype: str) -> "Rows":
-        def open_one(width: int, passes: int = 1) -> "RowStream":
-            budget = None if self._budget is None else max(1, self._budget // passes)
-            return self._model.row_stream(
-                width,
-                dtype=dtype,
-                classes=self._header.classes,
-                scores=self._header.reduction.scores,
-                memory_budget=budget,
-            )
-
-        first = open_one(width)
-        stream: Rows = first
-        self._strides = strides = strides_for(self._header.stride, first.geometry(_TALL).stride)
-        if strides.passes > 1:
-            first.close()
-            rest = partial(open_one, passes=strides.passes)
-            stream = ShiftedRows(rest(width), rest, width, strides)
+        stream = self._model.row_stream(header.width, dtype=header.dtype or "", **self._options())
         self._keep(stream, stream.cancel, stream.close)
-        return stream
+        self.geometry = stream.geometry(header.height or _TALL)
+        if not header.height:
+            self.geometry = replace(self.geometry, rows=0, image=(0, header.width))
 
-    def _keep(self, stream: "ScoreStream | Rows", stop: Callable[[], None], release: Callable[[], None]) -> None:
+    def _options(self) -> dict[str, Any]:
+        header = self._header
+        return {
+            "stride": header.stride,
+            "method": header.method,
+            "edge": header.edge,
+            "classes": header.classes,
+            "scores": header.reduction.scores,
+            "memory_budget": self._budget,
+        }
+
+    def _keep(self, stream: "Stream", stop: Callable[[], None], release: Callable[[], None]) -> None:
         self._stream, self._stop, self._release = stream, stop, release
         if self._cancelled:
             stop()
-
-    def _place(self, stream: "Rows", height: int) -> None:
-        self.geometry = restrided(stream.geometry(height), self._strides.pixels, height, self._header.width)
 
     def feed(self, rows: np.ndarray) -> None:
         """Give the next rows; their scores come from next_rows()."""
@@ -134,26 +105,17 @@ class Scoring:
         stream = cast("Rows", self._stream)
         self._blocks = cast(Blocks, stream.finish())
         if not self._header.height:
-            self._place(stream, height)
+            self.geometry = stream.geometry(height)
 
     def next_rows(self) -> list[pb.ScoreMapResponse]:
         """Return the messages of the next block of scores; none where no more can be computed for now."""
         # encoded here, outside the event loop, and before the iteration may touch the array again
         for first, scores in cast(Blocks, self._blocks):
-            found = self._kept(first, scores)
             self.sent_bytes = max(self.sent_bytes, scores.nbytes)
-            if found:
-                return found
+            if len(scores):
+                arrays = self._header.reduction.apply(scores, self.geometry.classes)
+                return [pb.ScoreMapResponse(rows=rows) for rows in codec.rows_to_messages(first, arrays)]
         return []
-
-    def _kept(self, first: int, scores: np.ndarray) -> list[pb.ScoreMapResponse]:
-        down, across = self._strides.thin
-        begin = -(-first // down) * down
-        scores = scores[begin - first :: down, ::across]
-        if not len(scores):
-            return []
-        arrays = self._header.reduction.apply(scores, self.geometry.classes)
-        return [pb.ScoreMapResponse(rows=rows) for rows in codec.rows_to_messages(begin // down, arrays)]
 
     def cancel(self) -> None:
         """Make the method in work end soon, with RunCancelled."""
@@ -172,8 +134,3 @@ class Scoring:
 def lowest_budget(*budgets: int | None) -> int | None:
     """Return the lowest memory budget that is given, in bytes: a request may lower the server's, never raise it."""
     return min((budget for budget in budgets if budget), default=None)
-
-
-def _one_after_another(rows: "Rows", image: np.ndarray) -> Blocks:
-    yield from rows.feed(image)
-    yield from rows.finish()

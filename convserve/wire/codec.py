@@ -153,6 +153,10 @@ def geometry_to_message(
         exactness=_EXACTNESS[geometry.exactness],
         ring=_ring(geometry),
         plan=plan_to_message(plan),
+        edge=geometry.edge,
+        method=geometry.method,
+        height=geometry.image[0],
+        width=geometry.image[1],
         reduction=None if reduction is None else reduction_to_message(reduction),
     )
 
@@ -168,13 +172,18 @@ def completion_to_message(
         ring=_ring(geometry),
         plan=plan_to_message(plan),
         measured_bytes=measured_bytes,
+        height=geometry.image[0],
     )
 
 
 def completed_geometry(geometry: Geometry, message: pb.Completion) -> Geometry:
-    """Return a geometry whose rows, exactness and ring are those that a completion tells."""
+    """Return a geometry whose rows, exactness, ring and image height are those that a completion tells."""
     return replace(
-        geometry, rows=message.rows, exactness=_exactness_name(message.exactness), ring=_ring_sides(message.ring)
+        geometry,
+        rows=message.rows,
+        exactness=_exactness_name(message.exactness),
+        ring=_ring_sides(message.ring),
+        image=(message.height, geometry.image[1]),
     )
 
 
@@ -190,6 +199,9 @@ def geometry_from_message(message: pb.Geometry) -> Geometry:
         offset=(message.offset.vertical, message.offset.horizontal),
         exactness=_exactness_name(message.exactness),
         ring=_ring_sides(message.ring),
+        image=(message.height, message.width),
+        edge=message.edge or "none",
+        method=message.method or "dense",
     )
 
 

@@ -39,7 +39,8 @@ class SceneHeader:
 
     width, height, channels: of rows; height 0 where only the end of the request tells it, channels 0 for as many
     as the network reads. classes: indices and labels, None for all. stride: (vertical, horizontal), None for the
-    network's. memory_budget: bytes, 0 for the server's. reduction: what is kept of the scores.
+    network's. memory_budget: bytes, 0 for the server's. reduction: what is kept of the scores. method, edge: as
+    Model.score_map has them.
     """
 
     dtype: str | None
@@ -51,6 +52,8 @@ class SceneHeader:
     stride: tuple[int, int] | None = None
     memory_budget: int = 0
     reduction: Reduction = field(default_factory=Reduction)
+    method: str = "auto"
+    edge: str = "none"
 
 
 def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
@@ -69,6 +72,8 @@ def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
         stride=stride,
         memory_budget=header.memory_budget,
         reduction=reduction_to_message(header.reduction),
+        method=header.method,
+        edge=header.edge,
     )
     return pb.ScoreMapRequest(header=message)
 
@@ -76,12 +81,15 @@ def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
 def header_from_message(message: pb.ScoreMapHeader) -> SceneHeader:
     """Return what a header asks for; InputError or ShapeError where it cannot be meant."""
     classes = codec.classes_from_message(message.classes)
+    method, edge = message.method or "auto", message.edge or "none"
     stride = (message.stride.vertical, message.stride.horizontal) if message.HasField("stride") else None
     reduction = reduction_from_message(message.reduction)
     if message.layout == pb.ENCODED:
         if message.width or message.height or message.channels:
             raise InputError("the header of an encoded image gives width, height or channels; its file has them")
-        return SceneHeader(None, message.model, 0, 0, 0, classes, stride, message.memory_budget, reduction)
+        return SceneHeader(
+            None, message.model, 0, 0, 0, classes, stride, message.memory_budget, reduction, method, edge
+        )
     if message.layout not in _DTYPES:
         raise InputError(f"the header's layout is {message.layout}; allowed: ENCODED, UINT8_HWC, FP32_HWC")
     for name, value, least, most in (
@@ -101,6 +109,8 @@ def header_from_message(message: pb.ScoreMapHeader) -> SceneHeader:
         stride,
         message.memory_budget,
         reduction,
+        method,
+        edge,
     )
 
 
