@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from convserve.averaging import Averaging
 from convserve.engine.source import ImageRows, tensor_rows
 from convserve.errors import InputError, ShapeError
 from convserve.graph.ir import Volume
@@ -35,12 +36,15 @@ class Inputs:
             raise InputError(f"the network reads {channels} channels; images have 1 or 3: use run() with an array")
         return Preprocess(channels="gray" if channels == 1 else "rgb")
 
-    def at_window(self, image: ImageSource) -> ImageRows:
-        """Return an image resized and cropped as preprocess says, which must then have the window's size."""
+    def at_window(self, image: ImageSource, *, flipped: bool = False) -> ImageRows:
+        """Return an image resized and cropped as preprocess says, which must then have the window's size.
+
+        flipped: its mirror image, left and right exchanged.
+        """
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             if image.shape[:1] != (1,):
                 raise ShapeError(f"the float32 image has shape {image.shape}; one image is (1, C, H, W)")
-            return tensor_rows(image, self._volume)
+            return tensor_rows(image[..., ::-1] if flipped else image, self._volume)
         preprocess = self.preprocess
         pixels = preprocess.prepare(decode(image, channels=preprocess.channels))
         height, width = self._volume.height, self._volume.width
@@ -49,6 +53,7 @@ class Inputs:
                 f"the image is {pixels.shape[0]}x{pixels.shape[1]} after preprocessing; the network's window is"
                 f" {height}x{width}: give preprocess=Preprocess(resize=, crop=), or use score_map"
             )
+        pixels = pixels[:, ::-1] if flipped else pixels
         if preprocess.slides:
             return self.of_rows(pixels[None])
         return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
@@ -62,14 +67,28 @@ class Inputs:
             return self.of_rows(image.transpose(0, 2, 3, 1))
         return self.of_rows(decode(image, channels=self.preprocess.channels)[None])
 
-    def at_scales(self, image: ImageSource, scales: list[int]) -> list[ImageRows]:
-        """Return an image resized so that its short side has each of these lengths, in pixels, not cropped."""
+    def passes(self, image: ImageSource, averaging: Averaging) -> list[ImageRows]:
+        """Return every form of an image whose scores are averaged: at each scale, not cropped, and mirrored."""
+        if averaging.scales is None:
+            sides = (False, True) if averaging.flip else (False,)
+            return [self.at_window(image, flipped=flipped) for flipped in sides]
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             raise InputError("scales resize pixels; a float32 image is taken as already preprocessed")
         preprocess = self.preprocess
         pixels = decode(image, channels=preprocess.channels)
-        resized = (replace(preprocess, resize=scale, crop=None).prepare(pixels) for scale in scales)
-        return [self.of_rows(one[None]) for one in resized]
+        forms = []
+        for scale in averaging.scales:
+            resized = replace(preprocess, resize=scale, crop=None).prepare(pixels)[None]
+            forms += [self.of_rows(resized), self.of_rows(resized[:, :, ::-1])][: 1 + averaging.flip]
+        return forms
+
+    def batch(self, images: list[ImageRows]) -> ImageRows | None:
+        """Return images of the same size and kind as one batch, None for none."""
+        if not images:
+            return None
+        if len({(image.rows.shape, image.rows.dtype) for image in images}) > 1:
+            raise ShapeError("the images of one call differ in size or kind after preprocessing; give Preprocess(crop)")
+        return images[0].of(np.concatenate([image.rows for image in images]))
 
     def of_rows(self, rows: np.ndarray) -> ImageRows:
         """Return rows (N, H, W, C): float32 as they are, uint8 through the preprocessing."""

@@ -7,13 +7,14 @@ from typing import Any, cast
 import numpy as np
 
 from convserve import dense, settings
+from convserve.averaging import Averaging
 from convserve.dense import MergedRows, MergedStream, RowStream, ScoreStream
 from convserve.engine.engine import Cancellation, Engine
 from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, tensor_rows
-from convserve.errors import InputError, ShapeError
+from convserve.errors import InputError
 from convserve.formats.packing import is_winograd
-from convserve.graph.ending import before_softmax, with_softmax
+from convserve.graph.ending import before_softmax, final_softmax, with_softmax
 from convserve.graph.ir import Graph, Output
 from convserve.graph.ops import infer_volumes
 from convserve.images.decode import ImageSource
@@ -136,6 +137,9 @@ class Model:
         images: ImageSource | ImageRows | Sequence[ImageSource | ImageRows],
         *,
         top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
         cancellation: Cancellation | None = None,
         memory_budget: int | str | None = None,
     ) -> Predictions | list[Predictions]:
@@ -144,35 +148,42 @@ class Model:
         Each is a list with a report: what the call was planned to take, and what was measured.
 
         An image is a path, encoded bytes, a PIL image or a uint8 array (H, W, C), resized and cropped as preprocess
-        says to the window's size, or float32 (1, C, H, W), taken as already preprocessed. Another thread may end the
-        run by cancellation. Raises ImageError, ShapeError, InputError, RunCancelled.
+        says to the window's size, or float32 (1, C, H, W), taken as already preprocessed. scales, flip: resize it so
+        that its short side has each of these lengths instead, and count its mirror image too; a score is then the mean
+        over all positions and passes, of average "probabilities" (the default) or "logits", before the softmax, which
+        follows the mean in a network that has one. Another thread may end the run by cancellation. Raises ImageError,
+        ShapeError, InputError, RunCancelled; UnsupportedOpError for scales of a network that cannot slide.
         """
         if not isinstance(top, int) or top < 1:
             raise InputError(f"top is {top!r}; it must be a whole number from 1")
         several = list(images) if isinstance(images, (list, tuple)) else None
         meter = Meter()
         every = [cast(ImageSource, images)] if several is None else several
-        prepared = [self.prepare(image) for image in every]
+        averaging = Averaging(scales=scales, flip=flip, average=average)
+        options: dict[str, Any] = {
+            "cancellation": cancellation or Cancellation(),
+            "meter": meter,
+            "memory_budget": parse_budget(memory_budget),
+        }
+        name, held = self.graph.outputs[0].name, 0
+        scores: Iterable[np.ndarray]
+        if averaging.asked:
+            engine = self._engine((name,), scores=averaging.scores)
+            forms = (self._inputs.passes(image, averaging) for image in cast(list[ImageSource], every))
+            scores, held = dense.mean_scores(engine, forms, ending=final_softmax(self.graph), **options)
+        else:
+            rows = self._inputs.batch([self.prepare(image) for image in every])
+            scores = [] if rows is None else self._engine((name,)).run(rows, **options)[name].reshape(rows.count, -1)
         results: list[Predictions] = []
-        options = {"cancellation": cancellation, "meter": meter, "memory_budget": parse_budget(memory_budget)}
-        for scores in self._scores_of(prepared, options):
-            order = np.argsort(-scores, kind="stable")[:top]
-            found = (Prediction(self._label(int(i)), int(i), float(scores[i])) for i in order)
-            results.append(Predictions(found, report=meter.report()))
+        for one in scores:
+            order = np.argsort(-one, kind="stable")[:top]
+            found = (Prediction(self._label(int(i)), int(i), float(one[i])) for i in order)
+            results.append(Predictions(found, report=meter.report(score_bytes=held)))
         return results[0] if several is None else results
 
     def prepare(self, image: ImageSource | ImageRows) -> ImageRows:
         """Return an image as classify computes on it. Raises ImageError, ShapeError, InputError."""
         return image if isinstance(image, ImageRows) else self._inputs.at_window(image)
-
-    def _scores_of(self, images: list[ImageRows], options: dict[str, Any]) -> np.ndarray:
-        if not images:
-            return np.empty((0, 0), np.float32)
-        if len({(image.rows.shape, image.rows.dtype) for image in images}) > 1:
-            raise ShapeError("the images of one call differ in size or kind after preprocessing; give Preprocess(crop)")
-        rows, name = images[0].of(np.concatenate([image.rows for image in images])), self.graph.outputs[0].name
-        found = self._engine((name,)).run(rows, **options)
-        return found[name].reshape(len(images), -1)
 
     def _label(self, index: int) -> str:
         return self.labels[index] if self.labels is not None and index < len(self.labels) else str(index)

@@ -102,7 +102,9 @@ class FakeModel:
         self._classify = classify or (lambda images, top: [[Prediction("zero", 0, 0.5)][:top]] * len(images))
         self._stream = stream or (lambda image, classes: FakeStream(rows=3))
 
-    def classify(self, images: list[Any], *, top: int = 5, cancellation: Any = None) -> list[Predictions]:
+    def classify(
+        self, images: list[Any], *, top: int = 5, cancellation: Any = None, **averaging: Any
+    ) -> list[Predictions]:
         return [Predictions(one, report=RunReport(PLAN, 4608, 0.25)) for one in self._classify(images, top)]
 
     def score_stream(self, image: Any, *, classes: Any = None, **options: Any) -> "FakeStream":

@@ -15,6 +15,7 @@ from serving import running_server
 
 import convserve
 from convserve import errors
+from convserve.averaging import Averaging
 from convserve.client import AsyncClient, Client
 from convserve.client.answers import MapCollector, MapReader
 from convserve.client.requests import classify_requests, image_message, scene_of
@@ -81,7 +82,7 @@ def test_long_lists_are_parted_and_answered_in_order(
     for name, value in (("GROUP_IMAGES", 3), ("GROUP_BYTES", 2000)):
         with monkeypatch.context() as patch:
             patch.setattr(f"convserve.client.requests.{name}", value)
-            groups = [len(one.images) for one in classify_requests(images, model="", top=1)]
+            groups = [len(one.images) for one in classify_requests(images, model="", top=1, averaging=Averaging())]
             assert len(groups) > 2
             assert sum(groups) == 7
             assert client.classify(images) == whole == model.classify(images)

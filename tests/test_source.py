@@ -25,11 +25,12 @@ WRITTEN = sorted(
 )
 
 # Each room may import itself, those in its row, and nothing else of ours. The ground lies under all.
-GROUND = {"errors", "settings", "reduction", "results", "progress"}
+GROUND = {"errors", "settings", "reduction", "averaging", "results", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
     "reduction": {"errors"},
+    "averaging": {"errors"},
     "results": {"errors", "reduction"},
     "progress": set(),
     "wire": GROUND,

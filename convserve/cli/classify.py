@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+from convserve.averaging import AVERAGES
 from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
 from convserve.cli.output import prediction_fields, prediction_lines, print_json, report_fields
 from convserve.errors import InputError
@@ -24,10 +25,21 @@ def register(commands: Any) -> None:
         "classify",
         help="print the best classes of images",
         example="convserve classify cat.jpg dog.jpg --net squeezenet.convserve --top 3\n"
+        "convserve classify dog.jpg --net squeezenet.convserve --scales 256,384,512 --flip\n"
         "convserve classify digit.png --server localhost:8500 --json",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file: PNG, JPEG, TIFF, WebP, ...")
     parser.add_argument("--top", type=count, default=5, metavar="N", help="classes of each image (default 5)")
+    parser.add_argument(
+        "--scales",
+        type=_scales,
+        metavar="N,N,...",
+        help="pixels of the short side, at each of which every position counts, e.g. 256,384,512",
+    )
+    parser.add_argument("--flip", action="store_true", help="count the mirror image as well")
+    parser.add_argument(
+        "--average", choices=AVERAGES, help="with --scales or --flip: after the softmax (default) or before it"
+    )
     add_where(parser)
     add_run_options(parser)
     parser.set_defaults(run=run)
@@ -48,14 +60,19 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join([image, *prediction_lines(predictions)]))
 
 
+def _scales(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
 def _results(args: argparse.Namespace) -> list[Predictions]:
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("top", "scales", "flip", "average")}
     if not args.server:
         model = load_net(args.net, args)
-        return _in_groups(args, lambda images: cast(list[Predictions], model.classify(images, top=args.top)))
+        return _in_groups(args, lambda images: cast(list[Predictions], model.classify(images, **options)))
     if args.memory_budget is not None:
         raise InputError("--memory-budget cannot be given together with --server, whose budget is its own")
     with remote_client(args) as client:
-        return _in_groups(args, lambda images: client.classify(images, model=args.model, top=args.top))
+        return _in_groups(args, lambda images: client.classify(images, model=args.model, **options))
 
 
 def _in_groups(

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from convserve.averaging import Averaging
 from convserve.errors import ConvserveError, MemoryBudgetError, RemoteError
 from convserve.reduction import Reduction
 from convserve.results import Geometry, Predictions, RunReport, ScoreMap
@@ -20,10 +21,15 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 
 
-def predictions_of(response: pb.ClassifyResponse, count: int) -> list[Predictions]:
-    """Return each image's predictions with the server's report; RemoteError where it answered for another number."""
+def predictions_of(response: pb.ClassifyResponse, count: int, averaging: Averaging) -> list[Predictions]:
+    """Return each image's predictions with the server's report; RemoteError where it answered for another number.
+
+    averaging: what was asked for; a server that does not know it tells of no passes.
+    """
     if len(response.classifications) != count:
         raise RemoteError(f"the server answered for {len(response.classifications)} images; {count} were sent")
+    if averaging.asked and response.passes != averaging.passes:
+        raise RemoteError("the server does not average as asked; it may be older than this client")
     report = RunReport(codec.plan_from_message(response.plan), response.measured_bytes, response.seconds)
     return [Predictions(codec.predictions_from_message(one), report=report) for one in response.classifications]
 

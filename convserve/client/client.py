@@ -83,16 +83,44 @@ class Client:
 
     @overload
     def classify(
-        self, images: "Images", *, model: str = "", top: int = 5, timeout: float | None = None
+        self,
+        images: "Images",
+        *,
+        model: str = "",
+        top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
+        timeout: float | None = None,
     ) -> list[Predictions]: ...
     @overload
     def classify(
-        self, images: "ImageSource", *, model: str = "", top: int = 5, timeout: float | None = None
+        self,
+        images: "ImageSource",
+        *,
+        model: str = "",
+        top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
+        timeout: float | None = None,
     ) -> Predictions: ...
     def classify(
-        self, images: Any, *, model: str = "", top: int = 5, timeout: float | None = None
+        self,
+        images: Any,
+        *,
+        model: str = "",
+        top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
+        timeout: float | None = None,
     ) -> Predictions | list[Predictions]:  # documented below
-        return drive(self._core.classify(images, model=model, top=top, timeout=timeout))
+        return drive(
+            self._core.classify(
+                images, model=model, top=top, scales=scales, flip=flip, average=average, timeout=timeout
+            )
+        )
 
     def score_map(
         self,

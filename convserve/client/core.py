@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import grpc
 import numpy as np
 
+from convserve.averaging import Averaging
 from convserve.client import answers, requests
 from convserve.client.streams import AsyncScoreStream, Outgoing
 from convserve.client.transport import Call, Channel, credentials
@@ -90,28 +91,56 @@ class Core:
 
     @overload
     async def classify(
-        self, images: "Images", *, model: str = "", top: int = 5, timeout: float | None = None
+        self,
+        images: "Images",
+        *,
+        model: str = "",
+        top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
+        timeout: float | None = None,
     ) -> list[Predictions]: ...
     @overload
     async def classify(
-        self, images: "ImageSource", *, model: str = "", top: int = 5, timeout: float | None = None
+        self,
+        images: "ImageSource",
+        *,
+        model: str = "",
+        top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
+        timeout: float | None = None,
     ) -> Predictions: ...
     async def classify(
-        self, images: Any, *, model: str = "", top: int = 5, timeout: float | None = None
+        self,
+        images: Any,
+        *,
+        model: str = "",
+        top: int = 5,
+        scales: Sequence[int] | None = None,
+        flip: bool = False,
+        average: str | None = None,
+        timeout: float | None = None,
     ) -> Predictions | list[Predictions]:
         """Return the `top` classes of an image, best first; of a list of images, a list for each.
 
         An image is a path, encoded bytes, a PIL image, a uint8 array (H, W, C), or float32 (1, C, H, W), taken as
-        already preprocessed. model: "" is the server's only one. timeout: seconds, instead of the client's.
+        already preprocessed. model: "" is the server's only one. scales, flip, average: count every position at each
+        of these lengths of the short side, and of the mirror image, as Model.classify does. timeout: seconds, instead
+        of the client's.
         A long list is sent in several requests, each with its own timeout. The predictions are a list with a report:
         what the server planned for their request, what it measured.
         """
         several = isinstance(images, list | tuple)
+        averaging = Averaging(scales=scales, flip=flip, average=average)
         results: list[Predictions] = []
         limit_s = self._limit(timeout)
-        for request in requests.classify_requests(images if several else [images], model=model, top=top):
+        every = images if several else [images]
+        for request in requests.classify_requests(every, model=model, top=top, averaging=averaging):
             response = await self._unary("Classify", request, limit_s)
-            results += answers.predictions_of(response, len(request.images))
+            results += answers.predictions_of(response, len(request.images), averaging)
         return results if several else results[0]
 
     # ---- score maps

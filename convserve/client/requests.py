@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convserve.averaging import Averaging
 from convserve.errors import ImageError, InputError, ShapeError
 from convserve.reduction import Reduction, checked_reduction
 from convserve.settings import parse_budget
@@ -87,21 +88,36 @@ def _png(image: Any) -> bytes:
     return stream.getvalue()
 
 
-def classify_requests(images: "Sequence[ImageSource]", *, model: str, top: int) -> Iterator[pb.ClassifyRequest]:
+def classify_requests(
+    images: "Sequence[ImageSource]", *, model: str, top: int, averaging: Averaging
+) -> Iterator[pb.ClassifyRequest]:
     """Yield the requests for the best `top` classes of each image, in order; InputError where top is below 1."""
     if not isinstance(top, int) or not 1 <= top < 1 << 32:
         raise InputError(f"top is {top!r}; it must be a whole number from 1")
+    asked = pb.ClassifyRequest(
+        model=model,
+        top=top,
+        scales=averaging.scales,
+        flip=averaging.flip,
+        average=averaging.average and averaging.average.upper(),
+    )
     group: list[pb.Image] = []
     size = 0
     for image in images:
         message = image_message(image)
         if group and (size + message.ByteSize() > GROUP_BYTES or len(group) == GROUP_IMAGES):
-            yield pb.ClassifyRequest(model=model, images=group, top=top)
+            yield _with_images(asked, group)
             group, size = [], 0
         group.append(message)
         size += message.ByteSize()
     if group:
-        yield pb.ClassifyRequest(model=model, images=group, top=top)
+        yield _with_images(asked, group)
+
+
+def _with_images(asked: pb.ClassifyRequest, images: list[pb.Image]) -> pb.ClassifyRequest:
+    request = pb.ClassifyRequest(images=images)
+    request.MergeFrom(asked)
+    return request
 
 
 # ---- images of a score map

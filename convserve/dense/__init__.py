@@ -1,5 +1,6 @@
 """Dense scoring: geometry and exactness, streams of rows, and maps of whole images."""
 
+from convserve.dense.averages import mean_scores
 from convserve.dense.classes import class_indices
 from convserve.dense.fitting import Capacity, capacity
 from convserve.dense.merged import MergedRows, MergedStream, open_rows, streamed
@@ -23,6 +24,7 @@ __all__ = [
     "capacity",
     "choose_way",
     "class_indices",
+    "mean_scores",
     "open_rows",
     "open_stream",
     "predicted_seconds",

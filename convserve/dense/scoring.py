@@ -9,7 +9,7 @@ import numpy as np
 
 from convserve.dense.crops import score_crops
 from convserve.dense.merged import MergedStream, open_rows
-from convserve.dense.stream import ScoreStream
+from convserve.dense.stream import ScoreStream, counting_blocks
 from convserve.dense.ways import Way, choose_way
 from convserve.engine.engine import Engine
 from convserve.engine.meter import Meter
@@ -97,13 +97,13 @@ def score_map(
     else:
         options["meter"] = meter
         views = list(_passes(image, way, place))
-        while True:
-            streams = [(_open_pass(way, view, part, classes, **options), where) for view, part, where in views]
-            # a block is held whole before it is reduced; a tighter budget makes it smaller, never larger
-            block = max(stream.block_bytes for stream, _ in streams) if reduce.reduces else 0
-            if held + block <= options["score_bytes"]:
-                break
-            options["score_bytes"] = held + block
+
+        def opened(score_bytes: int) -> list[ScoreStream]:
+            options["score_bytes"] = score_bytes
+            return [_open_pass(way, view, part, classes, **options) for view, part, _ in views]
+
+        # a block is held whole before it is reduced
+        streams = counting_blocks(opened, held)[0] if reduce.reduces else opened(held)
     arrays = {
         name: empty_scores(place.rows, place.cols, *shape, dtype=dtype)
         for name, dtype, shape in reduce.arrays(len(kept))
@@ -111,8 +111,11 @@ def score_map(
     if crops:
         total, work = place.rows, score_crops(engine, image, place, arrays, reduce, meter=meter, **options)
     else:
-        total = sum(stream.geometry.rows for stream, _ in streams)
-        parts = [(stream, {name: array[where] for name, array in arrays.items()}) for stream, where in streams]
+        total = sum(stream.geometry.rows for stream in streams)
+        parts = [
+            (stream, {name: array[where] for name, array in arrays.items()})
+            for stream, (_, _, where) in zip(streams, views, strict=True)
+        ]
         work = _score_passes(parts, reduce)
     with ProgressBar("rows of scores", total=total, enabled=progress) as bar:
         for rows in work:

@@ -1,6 +1,6 @@
 """Dense passes as streams: over an image that is there, or over rows that are still to come."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from convserve.errors import RunCancelled, ShapeError
 from convserve.plan.plan import Plan, finish_plan
 from convserve.results import Geometry
 
-__all__ = ["ENDLESS", "RowStream", "ScoreStream"]
+__all__ = ["ENDLESS", "RowStream", "ScoreStream", "counting_blocks"]
 
 # Stands for a height that is not known: higher than any image, low enough for 64-bit sums.
 ENDLESS = 1 << 40
@@ -102,6 +102,20 @@ class ScoreStream:
 
 def _written_at_once(plan: Plan) -> int:
     return max(step.end - step.begin for block in plan.blocks for step in block.steps if step.kind == "Write")
+
+
+def counting_blocks(
+    open_at: Callable[[int], list[ScoreStream]], held: int
+) -> tuple[list[ScoreStream], int]:
+    """Return the streams that open_at(score_bytes) gives, and score_bytes: what is held and the largest block."""
+    score_bytes = held
+    while True:
+        streams = open_at(score_bytes)
+        needed = held + max(stream.block_bytes for stream in streams)
+        # a tighter budget makes blocks smaller, never larger
+        if needed <= score_bytes:
+            return streams, score_bytes
+        score_bytes = needed
 
 
 class RowStream:

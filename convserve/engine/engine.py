@@ -36,20 +36,20 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._cancelled = False
-        self._run: Execution | None = None
+        self._stop: Callable[[], None] | None = None
 
-    def watch(self, run: Execution | None) -> None:
-        """Have cancel() reach this run from now on."""
-        self._run = run
-        if self._cancelled and run is not None:
-            run.cancel()
+    def watch(self, stop: Callable[[], None] | None) -> None:
+        """Have cancel() call this from now on, which ends the run in work."""
+        self._stop = stop
+        if self._cancelled and stop is not None:
+            stop()
 
     def cancel(self) -> None:
         """End the run, and those that follow it."""
         self._cancelled = True
-        run = self._run
-        if run is not None:
-            run.cancel()
+        stop = self._stop
+        if stop is not None:
+            stop()
 
 
 class Engine:
@@ -193,7 +193,7 @@ class Engine:
                 run.set_source(group, table=image.table, channel_of=image.channel_of)
                 for number, output in enumerate(self.graph.outputs):
                     run.set_sink(number, results[output.name][first : first + at_once].transpose(0, 2, 3, 1))
-                cancellation.watch(run)
+                cancellation.watch(run.cancel)
                 try:
                     if run.advance() == CANCELLED:
                         raise RunCancelled(f"the run was cancelled after {first} of {image.count} images")

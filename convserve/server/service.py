@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import grpc
 
+from convserve.averaging import Averaging
 from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeError
 from convserve.model import Cancellation
 from convserve.results import Predictions
@@ -50,10 +52,18 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
             raise InputError(f"the request has {len(request.images)} images; allowed: 1 to {MOST_IMAGES}")
         name, model = self._repository.model(request.model)
         top = request.top or DEFAULT_TOP
+        averaging = codec.averaging_from_message(request)
         async with self._admission.call():
-            images, joint = await self._admission.compute(context, _no_cancel, self._prepared, model, request)
-            kind = (model, top, frozenset((image.rows.shape[1:], image.rows.dtype) for image in images))
-            found = await self._batcher.join(context, kind, images, partial(_classified, model, top), joint=joint)
+            if averaging.asked:
+                # passes over images of many sizes: nothing that other calls could join
+                cancellation = Cancellation()
+                found = await self._admission.compute(
+                    context, cancellation.cancel, _averaged, model, request, averaging, cancellation
+                )
+            else:
+                images, joint = await self._admission.compute(context, _no_cancel, self._prepared, model, request)
+                kind = (model, top, frozenset((image.rows.shape[1:], image.rows.dtype) for image in images))
+                found = await self._batcher.join(context, kind, images, partial(_classified, model, top), joint=joint)
         report = found[0].report
         return pb.ClassifyResponse(
             model=name,
@@ -61,6 +71,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
             plan=codec.plan_to_message(report.plan),
             seconds=report.seconds,
             measured_bytes=report.measured_bytes,
+            passes=averaging.passes,
         )
 
     def _prepared(self, model: "Model", request: pb.ClassifyRequest) -> "tuple[list[ImageRows], Joint]":
@@ -189,3 +200,11 @@ def _classified(
     model: "Model", top: int, images: "list[ImageRows]", cancellation: Cancellation
 ) -> list[Predictions]:
     return cast(list[Predictions], model.classify(images, top=top, cancellation=cancellation))
+
+
+def _averaged(
+    model: "Model", request: pb.ClassifyRequest, averaging: Averaging, cancellation: Cancellation
+) -> list[Predictions]:
+    images = [codec.image_from_message(image) for image in request.images]
+    top = request.top or DEFAULT_TOP
+    return cast(list[Predictions], model.classify(images, top=top, cancellation=cancellation, **asdict(averaging)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from convserve.averaging import Averaging
 from convserve.errors import InputError, RemoteError, ShapeError
 from convserve.reduction import Reduction
 from convserve.results import Geometry, PlanBytes, Prediction, SizedPlan
@@ -16,6 +17,7 @@ from convserve.wire.reduction import reduction_to_message
 __all__ = [
     "ROWS_BYTES",
     "array_to_tensor",
+    "averaging_from_message",
     "classes_from_message",
     "classes_to_message",
     "classification_to_message",
@@ -91,6 +93,14 @@ def image_from_message(image: pb.Image) -> bytes | np.ndarray:
         case "tensor":
             return tensor_to_array(image.tensor)
     raise InputError("an image of the request is empty; send the bytes of an image file or a tensor")
+
+
+def averaging_from_message(request: pb.ClassifyRequest) -> Averaging:
+    """Return what a request asks to be averaged; InputError where it cannot be meant."""
+    names = {pb.AVERAGE_UNSPECIFIED: None, pb.PROBABILITIES: "probabilities", pb.LOGITS: "logits"}
+    if request.average not in names:
+        raise InputError(f"the request's average is {request.average}; allowed: PROBABILITIES, LOGITS")
+    return Averaging(scales=tuple(request.scales) or None, flip=request.flip, average=names[request.average])
 
 
 def classes_to_message(classes: Sequence[int | str]) -> list[pb.ClassChoice]:
