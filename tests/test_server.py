@@ -246,6 +246,9 @@ def test_models_are_listed_as_they_are(model: convserve.Model, stub: ConvserveSt
     models = [summary_from_message(one) for one in stub.ListModels(pb.ListModelsRequest()).models]
     assert models[0] == {
         "name": "digits",
+        "version": "1",
+        "state": "READY",
+        "reason": None,
         "window": [28, 28],
         "channels": 1,
         "classes": 11,

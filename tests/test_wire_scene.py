@@ -149,13 +149,15 @@ DESCRIPTION = {
 
 
 def test_summaries_come_back() -> None:
-    message = summary_to_message("net", window=(28, 30), channels=3, classes=2, labels=["a", "b"])
+    message = summary_to_message("net", version="7", window=(28, 30), channels=3, classes=2, labels=["a", "b"])
     assert summary_from_message(message) == {
-        "name": "net", "window": [28, 30], "channels": 3, "classes": 2, "labels": ["a", "b"]
+        "name": "net", "version": "7", "state": None, "reason": None,
+        "window": [28, 30], "channels": 3, "classes": 2, "labels": ["a", "b"],
     }  # fmt: skip
     message = summary_to_message("net", window=None, channels=3, classes=0, labels=None)
     assert summary_from_message(message) == {
-        "name": "net", "window": None, "channels": 3, "classes": None, "labels": None
+        "name": "net", "version": None, "state": None, "reason": None,
+        "window": None, "channels": 3, "classes": None, "labels": None,
     }  # fmt: skip
 
 

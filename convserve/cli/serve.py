@@ -30,6 +30,11 @@ def register(commands: Any) -> None:
         metavar="NET",
         help="file, built-in network or pattern, or NAME=NET (default name: the file's; default: bundled digits)",
     )
+    parser.add_argument(
+        "--repository",
+        metavar="DIR",
+        help="folder of models, DIR/NAME/VERSION/{model.onnx|model.convserve, config.toml, labels.txt}",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     parser.add_argument("--port", type=int, default=8500, help="port to listen on, 0 for a free one (default 8500)")
     parser.add_argument(
@@ -73,7 +78,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the networks and serve them."""
-    from convserve.server import Limits, Repository, serve
+    from convserve.server import Limits, ModelConfig, ModelFolder, Repository, serve
 
     limits = Limits(
         message_bytes=args.max_message,
@@ -85,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         max_delay_s=args.max_delay,
     )
     models: dict[str, Model] = {}
-    for text in args.nets or [str(BUNDLED)]:
+    for text in args.nets or ([] if args.repository else [str(BUNDLED)]):
         name, path = _name_and_path(text)
         if name in models:
             raise InputError(f"two networks are called {name!r}; give one another name: NAME={path}")
@@ -94,11 +99,21 @@ def run(args: argparse.Namespace) -> None:
 
     def tell(address: str) -> None:
         if args.json:
-            print_json({"address": address, "models": list(models)})
+            print_json({"address": address, "models": repository.known})
         else:
-            print(f"listening on {address} with {', '.join(models)}", flush=True)
+            print(f"listening on {address} with {', '.join(repository.known) or 'no model yet'}", flush=True)
 
-    repository = Repository(dict(models))
+    folder = None
+    if args.repository:
+        defaults = ModelConfig(
+            threads=args.threads,
+            fit=args.fit,
+            memory_budget=args.memory_budget,
+            cache=not args.no_cache,
+            evict_weights=args.evict_weights,
+        )
+        folder = ModelFolder(args.repository, defaults)
+    repository = Repository(models, folder)
     serve(repository, host=args.host, port=args.port, limits=limits, on_start=tell)
 
 

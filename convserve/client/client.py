@@ -87,6 +87,7 @@ class Client:
         images: "Images",
         *,
         model: str = "",
+        version: str = "",
         top: int = 5,
         scales: Sequence[int] | None = None,
         flip: bool = False,
@@ -99,6 +100,7 @@ class Client:
         images: "ImageSource",
         *,
         model: str = "",
+        version: str = "",
         top: int = 5,
         scales: Sequence[int] | None = None,
         flip: bool = False,
@@ -110,6 +112,7 @@ class Client:
         images: Any,
         *,
         model: str = "",
+        version: str = "",
         top: int = 5,
         scales: Sequence[int] | None = None,
         flip: bool = False,
@@ -118,7 +121,14 @@ class Client:
     ) -> Predictions | list[Predictions]:  # documented below
         return drive(
             self._core.classify(
-                images, model=model, top=top, scales=scales, flip=flip, average=average, timeout=timeout
+                images,
+                model=model,
+                version=version,
+                top=top,
+                scales=scales,
+                flip=flip,
+                average=average,
+                timeout=timeout,
             )
         )
 
@@ -127,6 +137,7 @@ class Client:
         image: "ImageSource",
         *,
         model: str = "",
+        version: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -140,6 +151,7 @@ class Client:
             self._core.score_map(
                 image,
                 model=model,
+                version=version,
                 stride=stride,
                 classes=classes,
                 reduce=reduce,
@@ -156,6 +168,7 @@ class Client:
         image: "ImageSource",
         *,
         model: str = "",
+        version: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -169,6 +182,7 @@ class Client:
                 self._core.score_stream(
                     image,
                     model=model,
+                    version=version,
                     stride=stride,
                     classes=classes,
                     reduce=reduce,
@@ -186,6 +200,7 @@ class Client:
         width: int,
         rows: Iterable[np.ndarray],
         model: str = "",
+        version: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -201,6 +216,7 @@ class Client:
                 width=width,
                 rows=rows,
                 model=model,
+                version=version,
                 stride=stride,
                 classes=classes,
                 reduce=reduce,
@@ -214,8 +230,10 @@ class Client:
     def list_models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:  # documented below
         return drive(self._core.list_models(timeout=timeout))
 
-    def describe(self, *, model: str = "", timeout: float | None = None) -> dict[str, Any]:  # documented below
-        return drive(self._core.describe(model=model, timeout=timeout))
+    def describe(
+        self, *, model: str = "", version: str = "", timeout: float | None = None
+    ) -> dict[str, Any]:  # documented below
+        return drive(self._core.describe(model=model, version=version, timeout=timeout))
 
     def plan(
         self,
@@ -223,6 +241,7 @@ class Client:
         width: int,
         *,
         model: str = "",
+        version: str = "",
         batch: int = 1,
         memory_budget: int | str | None = None,
         hold_scores: bool = False,
@@ -233,6 +252,7 @@ class Client:
                 height,
                 width,
                 model=model,
+                version=version,
                 batch=batch,
                 memory_budget=memory_budget,
                 hold_scores=hold_scores,

@@ -95,6 +95,7 @@ class Core:
         images: "Images",
         *,
         model: str = "",
+        version: str = "",
         top: int = 5,
         scales: Sequence[int] | None = None,
         flip: bool = False,
@@ -107,6 +108,7 @@ class Core:
         images: "ImageSource",
         *,
         model: str = "",
+        version: str = "",
         top: int = 5,
         scales: Sequence[int] | None = None,
         flip: bool = False,
@@ -118,6 +120,7 @@ class Core:
         images: Any,
         *,
         model: str = "",
+        version: str = "",
         top: int = 5,
         scales: Sequence[int] | None = None,
         flip: bool = False,
@@ -127,9 +130,9 @@ class Core:
         """Return the `top` classes of an image, best first; of a list of images, a list for each.
 
         An image is a path, encoded bytes, a PIL image, a uint8 array (H, W, C), or float32 (1, C, H, W), taken as
-        already preprocessed. model: "" is the server's only one. scales, flip, average: count every position at each
-        of these lengths of the short side, and of the mirror image, as Model.classify does. timeout: seconds, instead
-        of the client's.
+        already preprocessed. model, version: "" are the server's only model and its newest version. scales, flip,
+        average: count every position at each of these lengths of the short side, and of the mirror image, as
+        Model.classify does. timeout: seconds, instead of the client's.
         A long list is sent in several requests, each with its own timeout. The predictions are a list with a report:
         what the server planned for their request, what it measured.
         """
@@ -138,7 +141,7 @@ class Core:
         results: list[Predictions] = []
         limit_s = self._limit(timeout)
         every = images if several else [images]
-        for request in requests.classify_requests(every, model=model, top=top, averaging=averaging):
+        for request in requests.classify_requests(every, model=model, version=version, top=top, averaging=averaging):
             response = await self._unary("Classify", request, limit_s)
             results += answers.predictions_of(response, len(request.images), averaging)
         return results if several else results[0]
@@ -150,6 +153,7 @@ class Core:
         image: "ImageSource",
         *,
         model: str = "",
+        version: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -172,6 +176,7 @@ class Core:
             stream = await self.score_stream(
                 image,
                 model=model,
+                version=version,
                 stride=stride,
                 classes=classes,
                 reduce=kept,
@@ -195,6 +200,7 @@ class Core:
         image: "ImageSource",
         *,
         model: str = "",
+        version: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -211,6 +217,7 @@ class Core:
         sent = requests.scene_of(image)
         options = requests.MapOptions(
             model=model,
+            version=version,
             stride=stride,
             classes=classes,
             reduce=reduce,
@@ -227,6 +234,7 @@ class Core:
         width: int,
         rows: "Iterable[np.ndarray] | AsyncIterable[np.ndarray]",
         model: str = "",
+        version: str = "",
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -251,6 +259,7 @@ class Core:
         first = requests.checked_block(first, width=int(width), like=None)
         options = requests.MapOptions(
             model=model,
+            version=version,
             stride=stride,
             classes=classes,
             reduce=reduce,
@@ -304,13 +313,18 @@ class Core:
     # ---- questions about models
 
     async def list_models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Return the server's models: dicts of name, window, channels, classes and labels (None where not known)."""
+        """Return the server's models: dicts of name, version, state, reason, window, channels, classes and labels.
+
+        One for each version, the newest first; state is "READY", "LOADING" or "UNAVAILABLE", and reason why a version,
+        or a newer file of it, cannot be served. What is not known is None.
+        """
         response = await self._unary("ListModels", pb.ListModelsRequest(), self._limit(timeout))
         return [description.summary_from_message(model) for model in response.models]
 
-    async def describe(self, *, model: str = "", timeout: float | None = None) -> dict[str, Any]:
+    async def describe(self, *, model: str = "", version: str = "", timeout: float | None = None) -> dict[str, Any]:
         """Return a model's description as plain data: what list_models says of it, its totals, and each layer."""
-        response = await self._unary("DescribeModel", pb.DescribeModelRequest(model=model), self._limit(timeout))
+        request = pb.DescribeModelRequest(model=model, version=version)
+        response = await self._unary("DescribeModel", request, self._limit(timeout))
         return description.description_from_message(response)
 
     async def plan(
@@ -319,6 +333,7 @@ class Core:
         width: int,
         *,
         model: str = "",
+        version: str = "",
         batch: int = 1,
         memory_budget: int | str | None = None,
         hold_scores: bool = False,
@@ -329,7 +344,13 @@ class Core:
         hold_scores: count the whole score map too. Raises MemoryBudgetError, with the number that would do.
         """
         request = requests.plan_request(
-            height, width, model=model, batch=batch, memory_budget=memory_budget, hold_scores=hold_scores
+            height,
+            width,
+            model=model,
+            version=version,
+            batch=batch,
+            memory_budget=memory_budget,
+            hold_scores=hold_scores,
         )
         response = await self._unary("PlanMemory", request, self._limit(timeout))
         return codec.plan_from_message(response.plan)

@@ -89,13 +89,14 @@ def _png(image: Any) -> bytes:
 
 
 def classify_requests(
-    images: "Sequence[ImageSource]", *, model: str, top: int, averaging: Averaging
+    images: "Sequence[ImageSource]", *, model: str, version: str = "", top: int, averaging: Averaging
 ) -> Iterator[pb.ClassifyRequest]:
     """Yield the requests for the best `top` classes of each image, in order; InputError where top is below 1."""
     if not isinstance(top, int) or not 1 <= top < 1 << 32:
         raise InputError(f"top is {top!r}; it must be a whole number from 1")
     asked = pb.ClassifyRequest(
         model=model,
+        version=version,
         top=top,
         scales=averaging.scales,
         flip=averaging.flip,
@@ -128,6 +129,7 @@ class MapOptions:
     """What is asked of a score map beside its image, as the client's methods take it."""
 
     model: str = ""
+    version: str = ""
     classes: Sequence[int | str] | None = None
     stride: int | tuple[int, int] | None = None
     memory_budget: int | str | None = None
@@ -162,6 +164,7 @@ class MapOptions:
                 checked_reduction(self.reduce),
                 self.method,
                 self.edge,
+                self.version,
             )
         )
 
@@ -252,7 +255,14 @@ def checked_block(block: Any, *, width: int, like: np.ndarray | None) -> np.ndar
 
 
 def plan_request(
-    height: int, width: int, *, model: str, batch: int, memory_budget: int | str | None, hold_scores: bool
+    height: int,
+    width: int,
+    *,
+    model: str,
+    version: str,
+    batch: int,
+    memory_budget: int | str | None,
+    hold_scores: bool,
 ) -> pb.PlanMemoryRequest:
     """Return the request for what a run would take; InputError for sizes that are no whole numbers from 1."""
     for name, value in (("height", height), ("width", width), ("batch", batch)):
@@ -260,6 +270,7 @@ def plan_request(
             raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
     return pb.PlanMemoryRequest(
         model=model,
+        version=version,
         height=int(height),
         width=int(width),
         batch=int(batch),

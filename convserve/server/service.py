@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -9,14 +10,14 @@ from typing import TYPE_CHECKING, cast
 import grpc
 
 from convserve.averaging import Averaging
-from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ShapeError
+from convserve.errors import ConvserveError, InputError, MemoryBudgetError, RunCancelled, ShapeError
 from convserve.model import Cancellation
 from convserve.results import Predictions
 from convserve.server.admission import Admission
 from convserve.server.batching import Batcher, Joint
 from convserve.server.incoming import Incoming, with_channels
 from convserve.server.limits import Limits
-from convserve.server.repository import Repository
+from convserve.server.repository import READY, ModelState, Repository, Served
 from convserve.server.scoring import Scoring, lowest_budget
 from convserve.wire import codec, convserve_pb2_grpc
 from convserve.wire import convserve_pb2 as pb
@@ -50,7 +51,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         """Answer with the best classes of each image."""
         if not 1 <= len(request.images) <= MOST_IMAGES:
             raise InputError(f"the request has {len(request.images)} images; allowed: 1 to {MOST_IMAGES}")
-        name, model = self._repository.model(request.model)
+        name, version, model = self._repository.model(request.model, request.version)
         top = request.top or DEFAULT_TOP
         averaging = codec.averaging_from_message(request)
         async with self._admission.call():
@@ -67,6 +68,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         report = found[0].report
         return pb.ClassifyResponse(
             model=name,
+            version=version,
             classifications=[codec.classification_to_message(one) for one in found],
             plan=codec.plan_to_message(report.plan),
             seconds=report.seconds,
@@ -87,7 +89,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         start = time.perf_counter()
         incoming = Incoming(context, stall_s=self._limits.stall_s)
         header = await incoming.header()
-        name, model = self._repository.model(header.model)
+        name, version, model = self._repository.model(header.model, header.version)
         if header.dtype is not None:
             header = with_channels(header, model.graph.input_volume.channels, longest_bytes=self._limits.message_bytes)
         async with self._admission.call(), self._admission.score_map():
@@ -100,7 +102,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
                 else:
                     await self._admission.compute(context, scoring.cancel, scoring.open_rows)
                 geometry = codec.geometry_to_message(
-                    scoring.geometry, scoring.plan, model=name, reduction=header.reduction
+                    scoring.geometry, scoring.plan, model=name, version=version, reduction=header.reduction
                 )
                 await self._write(context, pb.ScoreMapResponse(geometry=geometry))
                 if header.dtype is not None:
@@ -137,27 +139,35 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
         """Answer with what each model is."""
-        names = self._repository.names
-        return pb.ListModelsResponse(models=[_summary(*self._repository.model(name)) for name in names])
+        return pb.ListModelsResponse(models=[self._listed(state) for state in self._repository.index()])
+
+    def _listed(self, state: ModelState) -> pb.ModelSummary:
+        summary = pb.ModelSummary(name=state.name, version=state.version)
+        if state.state == READY:
+            with suppress(ConvserveError):
+                # it may have gone since the index was made
+                summary = _summary(self._repository.model(state.name, state.version))
+        summary.state, summary.reason = state.state, state.reason
+        return summary
 
     async def DescribeModel(
         self, request: pb.DescribeModelRequest, context: grpc.aio.ServicerContext
     ) -> pb.DescribeModelResponse:
         """Answer with one model's layers."""
-        name, model = self._repository.model(request.model)
+        served = self._repository.model(request.model, request.version)
         async with self._admission.call():
-            return await self._admission.compute(context, _no_cancel, _describe, name, model)
+            return await self._admission.compute(context, _no_cancel, _describe, served)
 
     async def PlanMemory(
         self, request: pb.PlanMemoryRequest, context: grpc.aio.ServicerContext
     ) -> pb.PlanMemoryResponse:
         """Answer with what a run would take."""
-        name, model = self._repository.model(request.model)
+        served = self._repository.model(request.model, request.version)
         for what, value in (("height", request.height), ("width", request.width), ("batch", request.batch or 1)):
             if not 1 <= value <= LARGEST_SIDE:
                 raise ShapeError(f"{what} is {value}; allowed: 1 to {LARGEST_SIDE}")
         async with self._admission.call():
-            return await self._admission.compute(context, _no_cancel, _plan, name, model, request)
+            return await self._admission.compute(context, _no_cancel, _plan, served, request)
 
 
 def _no_cancel() -> None:
@@ -165,10 +175,12 @@ def _no_cancel() -> None:
     return
 
 
-def _summary(name: str, model: "Model") -> pb.ModelSummary:
+def _summary(served: Served) -> pb.ModelSummary:
+    model = served.model
     known = model.window is not None
     return summary_to_message(
-        name,
+        served.name,
+        version=served.version,
         window=model.window,
         channels=model.graph.input_volume.channels,
         classes=model.classes if known else 0,
@@ -176,12 +188,14 @@ def _summary(name: str, model: "Model") -> pb.ModelSummary:
     )
 
 
-def _describe(name: str, model: "Model") -> pb.DescribeModelResponse:
+def _describe(served: Served) -> pb.DescribeModelResponse:
+    model = served.model
     preprocess = None if model.preprocess is None else model.preprocess.to_dict()
-    return description_to_message(_summary(name, model), model.describe().to_dict(), preprocess)
+    return description_to_message(_summary(served), model.describe().to_dict(), preprocess)
 
 
-def _plan(name: str, model: "Model", request: pb.PlanMemoryRequest) -> pb.PlanMemoryResponse:
+def _plan(served: Served, request: pb.PlanMemoryRequest) -> pb.PlanMemoryResponse:
+    model = served.model
     plan = model.plan(
         request.height,
         request.width,
@@ -192,7 +206,11 @@ def _plan(name: str, model: "Model", request: pb.PlanMemoryRequest) -> pb.PlanMe
     if plan.total_bytes >= 1 << 63:
         raise MemoryBudgetError(f"a run over {request.height}x{request.width} pixels takes {plan.total_bytes} bytes")
     return pb.PlanMemoryResponse(
-        model=name, plan=codec.plan_to_message(plan), total=plan.total_bytes, threads=plan.threads
+        model=served.name,
+        version=served.version,
+        plan=codec.plan_to_message(plan),
+        total=plan.total_bytes,
+        threads=plan.threads,
     )
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import grpc
 
@@ -14,7 +15,7 @@ from convserve.server.interceptors import ErrorInterceptor
 from convserve.server.limits import Limits
 from convserve.server.repository import Repository
 from convserve.server.service import ConvserveService
-from convserve.server.standard import add_health, add_reflection
+from convserve.server.standard import CONVSERVE, Health, add_reflection
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
 
 __all__ = ["Server", "serve"]
@@ -42,13 +43,14 @@ class Server:
         self._host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         self._wanted_port = port
         self._limits = limits or Limits()
-        self._models = repository.names
+        self._repository = repository
         self._admission = Admission(
             workers=self._limits.workers, max_waiting=self._limits.max_waiting, on_rest=on_rest
         )
         self._service = ConvserveService(repository, self._admission, self._limits)
         self._interceptor = ErrorInterceptor()
         self._server: grpc.aio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
         """host:port that the server listens on, known after start()."""
 
@@ -70,7 +72,7 @@ class Server:
             maximum_concurrent_rpcs=self._limits.workers + self._limits.max_waiting + _LIGHT_CALLS,
         )
         add_ConvserveServicer_to_server(self._service, server)
-        self._health = await add_health(server, self._models)
+        self._health = Health(server, self._repository, [CONVSERVE])
         add_reflection(server)
         wanted = f"{self._host}:{self._wanted_port}"
         try:
@@ -80,7 +82,26 @@ class Server:
         await server.start()
         self._server = server
         self.address = f"{self._host}:{port}"
+        loop = asyncio.get_running_loop()
+
+        def listener() -> None:
+            # a model may become ready when the loop has ended already
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._tell_health)
+
+        self._repository.listen(listener)
+        await self._health.tell()
+        if not self._repository.complete:
+            self._keep(asyncio.to_thread(self._repository.refresh))
         return self.address
+
+    def _tell_health(self) -> None:
+        self._keep(self._health.tell())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def drain(self, grace_s: float = 30.0) -> None:
         """Say NOT_SERVING, refuse new calls, let those in work end within grace_s seconds, cancel the rest."""
@@ -88,7 +109,7 @@ class Server:
             with suppress(TimeoutError):
                 # a watch that is not read must not hold the others up
                 async with asyncio.timeout(_LAST_WORDS_S):
-                    await self._health.enter_graceful_shutdown()
+                    await self._health.drain()
             stopping = asyncio.create_task(self._server.stop(grace_s))
             idle = asyncio.create_task(self._interceptor.idle())
             await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)

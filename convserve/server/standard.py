@@ -1,5 +1,8 @@
 """The services that every gRPC server should have: health, so that others know when to call, and reflection."""
 
+import asyncio
+from collections.abc import Sequence
+
 import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
@@ -7,21 +10,45 @@ from grpc_health.v1.health import aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
+from convserve.server.repository import Repository
 from convserve.wire import convserve_pb2 as pb
 
-__all__ = ["CONVSERVE", "add_health", "add_reflection"]
+__all__ = ["CONVSERVE", "Health", "add_reflection"]
+
+_STATUS = health_pb2.HealthCheckResponse
 
 CONVSERVE = pb.DESCRIPTOR.services_by_name["Convserve"].full_name
 """The service's full name."""
 
 
-async def add_health(server: grpc.aio.Server, models: list[str]) -> aio.HealthServicer:
-    """Serve grpc.health.v1 for the server (""), the service and each model, all of them SERVING."""
-    health = aio.HealthServicer()
-    for name in ("", CONVSERVE, *models):
-        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    add_HealthServicer_to_server(health, server)
-    return health
+class Health:
+    """grpc.health.v1 for the server (""), its services, and each model of a repository by name."""
+
+    def __init__(self, server: grpc.aio.Server, repository: Repository, services: Sequence[str]) -> None:
+        self._servicer = aio.HealthServicer()
+        self._repository = repository
+        self._services = ("", *services)
+        self._told: dict[str, bool] = {}
+        self._telling = asyncio.Lock()
+        add_HealthServicer_to_server(self._servicer, server)
+
+    async def tell(self) -> None:
+        """Say how it stands: the server and its services serve once every model was tried, a model while it is ready.
+
+        Nothing is said again once drain() was called.
+        """
+        async with self._telling:
+            ready = set(self._repository.names)
+            states = dict.fromkeys(self._services, self._repository.complete)
+            states |= {name: name in ready for name in {*self._repository.known, *self._told} if name not in states}
+            for name, serves in states.items():
+                if self._told.get(name) != serves:
+                    self._told[name] = serves
+                    await self._servicer.set(name, _STATUS.SERVING if serves else _STATUS.NOT_SERVING)
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING of everything, for good."""
+        await self._servicer.enter_graceful_shutdown()
 
 
 def add_reflection(server: grpc.aio.Server) -> None:

@@ -148,11 +148,12 @@ def predictions_from_message(message: pb.Classification) -> list[Prediction]:
 
 
 def geometry_to_message(
-    geometry: Geometry, plan: SizedPlan, *, model: str, reduction: Reduction | None = None
+    geometry: Geometry, plan: SizedPlan, *, model: str, version: str = "", reduction: Reduction | None = None
 ) -> pb.Geometry:
     """Return the message that opens a score map's stream; rows 0 says that the height is not known."""
     return pb.Geometry(
         model=model,
+        version=version,
         rows=geometry.rows,
         cols=geometry.cols,
         classes=geometry.classes,

@@ -14,20 +14,29 @@ _FIELDS = ("output", "exactness", "padded_by", "stuck_at", "activation_bytes", "
 
 
 def summary_to_message(
-    name: str, *, window: tuple[int, int] | None, channels: int, classes: int, labels: Sequence[str] | None
+    name: str,
+    *,
+    version: str = "",
+    window: tuple[int, int] | None,
+    channels: int,
+    classes: int,
+    labels: Sequence[str] | None,
 ) -> pb.ModelSummary:
     """Return the message of what a model is; window None and classes 0 where its file leaves the size open."""
     return pb.ModelSummary(
-        name=name, window=_extent(window), channels=channels, labels=labels or [], classes=classes
+        name=name, version=version, window=_extent(window), channels=channels, labels=labels or [], classes=classes
     )
 
 
 def summary_from_message(message: pb.ModelSummary) -> dict[str, Any]:
-    """Return name, window [height, width] or None, channels, classes or None, and labels or None."""
+    """Return name, version, state, reason, window [height, width], channels, classes, labels; None if not known."""
     return {
         "name": message.name,
+        "version": message.version or None,
+        "state": message.state or None,
+        "reason": message.reason or None,
         "window": _pair(message.window) if message.HasField("window") else None,
-        "channels": message.channels,
+        "channels": message.channels or None,
         "classes": message.classes or None,
         "labels": list(message.labels) or None,
     }
@@ -107,7 +116,7 @@ def _preprocessing_from_message(message: pb.Preprocessing) -> dict[str, Any]:
     sizes = {name: list(getattr(message, name)) for name in ("resize", "crop")}
     return {
         **{name: (size[0] if len(size) == 1 else size) if size else None for name, size in sizes.items()},
-        "channels": message.channels,
+        "channels": message.channels or None,
         "scale": message.scale,
         "mean": list(message.mean) or None,
         "std": list(message.std) or None,

@@ -40,7 +40,7 @@ class SceneHeader:
     width, height, channels: of rows; height 0 where only the end of the request tells it, channels 0 for as many
     as the network reads. classes: indices and labels, None for all. stride: (vertical, horizontal), None for the
     network's. memory_budget: bytes, 0 for the server's. reduction: what is kept of the scores. method, edge: as
-    Model.score_map has them.
+    Model.score_map has them. version: of the model, "" for the newest.
     """
 
     dtype: str | None
@@ -54,6 +54,7 @@ class SceneHeader:
     reduction: Reduction = field(default_factory=Reduction)
     method: str = "auto"
     edge: str = "none"
+    version: str = ""
 
 
 def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
@@ -74,6 +75,7 @@ def header_to_message(header: SceneHeader) -> pb.ScoreMapRequest:
         reduction=reduction_to_message(header.reduction),
         method=header.method,
         edge=header.edge,
+        version=header.version,
     )
     return pb.ScoreMapRequest(header=message)
 
@@ -88,7 +90,15 @@ def header_from_message(message: pb.ScoreMapHeader) -> SceneHeader:
         if message.width or message.height or message.channels:
             raise InputError("the header of an encoded image gives width, height or channels; its file has them")
         return SceneHeader(
-            None, message.model, 0, 0, 0, classes, stride, message.memory_budget, reduction, method, edge
+            None,
+            message.model,
+            classes=classes,
+            stride=stride,
+            memory_budget=message.memory_budget,
+            reduction=reduction,
+            method=method,
+            edge=edge,
+            version=message.version,
         )
     if message.layout not in _DTYPES:
         raise InputError(f"the header's layout is {message.layout}; allowed: ENCODED, UINT8_HWC, FP32_HWC")
@@ -111,6 +121,7 @@ def header_from_message(message: pb.ScoreMapHeader) -> SceneHeader:
         reduction,
         method,
         edge,
+        message.version,
     )
 
 
