@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# PyPI's own build of PyTorch brings gigabytes for GPUs; torchvision's is small, and fits one version of PyTorch
+TORCH := 2.13.0
+TORCHVISION := 0.28.0
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint conformance bench bench-memory fuzz soak huge train clean
+.PHONY: help build demo test torch lint conformance bench bench-memory fuzz soak huge train clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -18,6 +21,12 @@ demo: build ## start a server, classify a digit, score a page of digits, write d
 
 test: build $(VENV)/with-test ## run the whole test-suite
 	$(PY) -m pytest
+
+torch: build ## install PyTorch's CPU build, torchvision and onnxscript, which some tests compare with (1 GB)
+	$(PIP) torch==$(TORCH)+cpu || $(PIP) --retries 0 --timeout 15 \
+	  --extra-index-url https://download.pytorch.org/whl/cpu torch==$(TORCH)+cpu
+	$(PIP) --no-deps torchvision==$(TORCHVISION)
+	$(PIP) onnxscript
 
 lint: build $(VENV)/with-lint ## check style and types
 	$(PY) -m ruff check .

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from convserve.graph.assembly import no_parameters, random_parameters
+from convserve.graph.assembly import Parameters, no_parameters, random_parameters
 from convserve.graph.networks import network_graph
 
 __all__ = ["saved", "state_dict"]
@@ -13,9 +13,11 @@ __all__ = ["saved", "state_dict"]
 PYTORCH = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def state_dict(network: str, *, classes: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+def state_dict(
+    network: str, *, classes: int | None = None, seed: int = 0, draw: Parameters | None = None
+) -> dict[str, np.ndarray]:
     """Return the parameters that build(network, seed=seed) draws, by PyTorch's names, with counters of batches."""
-    draw, state = random_parameters(seed), {}
+    draw, state = draw or random_parameters(seed), {}
 
     def note(layer: str, parameter: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
         state[f"{layer}.{PYTORCH.get(parameter, parameter)}"] = draw(layer, parameter, shape, gain)
