@@ -23,13 +23,16 @@ PLAN = PlanBytes(arena_bytes=4096, scratch_bytes=512, weight_bytes=1 << 20, scor
 
 
 @contextmanager
-def running_server(models: dict[str, Any], **options: Any) -> Iterator[str]:
-    """Serve models on a free loopback port, yield its address, drain at the end."""
+def running_server(
+    models: dict[str, Any] | Repository, server_options: dict[str, Any] | None = None, **options: Any
+) -> Iterator[str]:
+    """Serve models on a free loopback port, yield its address, drain at the end. options: of Limits."""
     state = SimpleNamespace()
     started = threading.Event()
 
     async def body() -> None:
-        server = Server(Repository(models), port=0, limits=Limits(**options))
+        found = models if isinstance(models, Repository) else Repository(models)
+        server = Server(found, port=0, limits=Limits(**options), **(server_options or {}))
         state.loop, state.stop = asyncio.get_running_loop(), asyncio.Event()
         state.address = await server.start()
         started.set()

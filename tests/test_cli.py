@@ -200,7 +200,6 @@ def test_plan_prints_a_table_and_steps(capsys: pytest.CaptureFixture[str]) -> No
         (["plan", str(NET), "--size", "20x20"], "28x28"),
         (["plan", str(NET), "--size", "2000x2000", "--memory-budget", "1KiB"], "budget"),
         (["serve", f"a={NET}", f"a={NET}"], "'a'"),
-        (["serve", "--port", "70000"], "70000"),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_exit_code_1(

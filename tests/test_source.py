@@ -117,7 +117,7 @@ def test_every_module_says_what_is_public(path: Path) -> None:
             if "__all__" in {getattr(target, "id", "") for target in targets} and node.value is not None:
                 public = ast.literal_eval(node.value)
     assert public is not None, "no explicit __all__"
-    if path != PACKAGE / "__init__.py":
+    if "__getattr__" not in names:
         assert set(public) <= names
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convserve.cli.arguments import BUNDLED, add_command, add_run_options, byte_count, count, load_net
+from convserve.cli.arguments import BUNDLED, add_command, open_net
 from convserve.cli.output import print_json
 from convserve.errors import InputError
+from convserve.server.options import OPTIONS, PREFIX, Option, document, resolve
 
 if TYPE_CHECKING:
     from convserve.model import Model
@@ -22,6 +24,7 @@ def register(commands: Any) -> None:
         "serve",
         help="serve networks over gRPC until SIGTERM or Ctrl-C",
         example="convserve serve squeezenet.convserve vgg=vgg16.onnx --memory-budget 512MiB\n"
+        "convserve serve --repository models --poll 10\n"
         "convserve serve --port 0     the bundled digits on a free port, which it prints",
     )
     parser.add_argument(
@@ -31,70 +34,77 @@ def register(commands: Any) -> None:
         help="file, built-in network or pattern, or NAME=NET (default name: the file's; default: bundled digits)",
     )
     parser.add_argument(
-        "--repository",
-        metavar="DIR",
-        help="folder of models, DIR/NAME/VERSION/{model.onnx|model.convserve, config.toml, labels.txt}",
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
-    parser.add_argument("--port", type=int, default=8500, help="port to listen on, 0 for a free one (default 8500)")
-    parser.add_argument(
-        "--max-message", type=byte_count, default="64MiB", metavar="BYTES", help="longest message (default 64MiB)"
+        "--config", metavar="FILE.toml", help=f"settings, by the names of the flags below (or {PREFIX}CONFIG)"
     )
     parser.add_argument(
-        "--max-image", type=byte_count, default="256MiB", metavar="BYTES", help="longest image file (default 256MiB)"
+        "--print-config", action="store_true", help="print every setting and where it comes from, and end"
     )
-    parser.add_argument(
-        "--workers", type=count, default=4, metavar="N", help="runs that compute at the same time (default 4)"
-    )
-    parser.add_argument(
-        "--max-waiting",
-        type=int,
-        default=64,
-        metavar="N",
-        help="calls that wait beyond those; further ones are refused with RESOURCE_EXHAUSTED (default 64)",
-    )
-    parser.add_argument(
-        "--stall-timeout",
-        type=float,
-        default=60,
-        metavar="S",
-        help="seconds that a score map waits for its client to send or to read (default 60)",
-    )
-    parser.add_argument(
-        "--max-batch",
-        type=count,
-        metavar="N",
-        help="images of several calls that run together at most, 1 to join none (default: as many as pay, by model)",
-    )
-    parser.add_argument(
-        "--max-delay",
-        type=float,
-        metavar="S",
-        help="seconds that a call waits for others to join it (default: a tenth of a run, while others are about)",
-    )
-    add_run_options(parser)
+    for option in OPTIONS.values():
+        _add(parser, option)
     parser.set_defaults(run=run)
+
+
+def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+    default = "" if option.default is None else f" (default {_said(option)})"
+    said = (option.help + default).replace("%", "%%")
+    if option.metavar:
+        parser.add_argument(option.flag, type=_typed(option), metavar=option.metavar, help=said)
+    else:
+        parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=None, help=said)
+
+
+def _said(option: Option) -> str:
+    if isinstance(option.default, bool):
+        return "on" if option.default else "off"
+    is_size = option.metavar == "BYTES"
+    return f"{option.default >> 20}MiB" if is_size else str(option.default)
+
+
+def _typed(option: Option) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return option.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed: {error}") from None
+
+    return parse
 
 
 def run(args: argparse.Namespace) -> None:
     """Load the networks and serve them."""
-    from convserve.server import Limits, ModelConfig, ModelFolder, Repository, serve
+    settings = resolve({name: getattr(args, name) for name in OPTIONS}, file=args.config)
+    if args.print_config:
+        if args.json:
+            print_json({name: {"value": one.value, "source": one.source} for name, one in settings.items()})
+        else:
+            print(document(settings))
+        return
+    _serve(args, {name: one.value for name, one in settings.items()})
+
+
+def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
+    from convserve.server import Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
 
     limits = Limits(
-        message_bytes=args.max_message,
-        image_bytes=args.max_image,
-        workers=args.workers,
-        max_waiting=args.max_waiting,
-        stall_s=args.stall_timeout,
-        max_batch=args.max_batch,
-        max_delay_s=args.max_delay,
+        message_bytes=options["max_message"],
+        image_bytes=options["max_image"],
+        workers=options["workers"],
+        max_waiting=options["max_waiting"],
+        stall_s=options["stall_timeout"],
+        max_batch=options["max_batch"],
+        max_delay_s=options["max_delay"],
     )
+    if options["poll"] is not None and options["repository"] is None:
+        raise InputError("--poll looks at a repository, but there is none; give --repository DIR")
+    load_options = {name: options[name] for name in ("fit", "threads", "memory_budget", "cache", "evict_weights")}
     models: dict[str, Model] = {}
-    for text in args.nets or ([] if args.repository else [str(BUNDLED)]):
+    for text in args.nets or ([] if options["repository"] else [str(BUNDLED)]):
         name, path = _name_and_path(text)
         if name in models:
             raise InputError(f"two networks are called {name!r}; give one another name: NAME={path}")
-        models[name] = load_net(path, args)
+        models[name] = open_net(path, **load_options)
+        if options["warm_up"]:
+            warm_up(models[name])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def tell(address: str) -> None:
@@ -104,17 +114,18 @@ def run(args: argparse.Namespace) -> None:
             print(f"listening on {address} with {', '.join(repository.known) or 'no model yet'}", flush=True)
 
     folder = None
-    if args.repository:
-        defaults = ModelConfig(
-            threads=args.threads,
-            fit=args.fit,
-            memory_budget=args.memory_budget,
-            cache=not args.no_cache,
-            evict_weights=args.evict_weights,
-        )
-        folder = ModelFolder(args.repository, defaults)
+    if options["repository"]:
+        folder = ModelFolder(options["repository"], ModelConfig(warm_up=options["warm_up"], **load_options))
     repository = Repository(models, folder)
-    serve(repository, host=args.host, port=args.port, limits=limits, on_start=tell)
+    serve(
+        repository,
+        host=options["host"],
+        port=options["port"],
+        limits=limits,
+        grace_s=options["grace"],
+        poll_s=options["poll"],
+        on_start=tell,
+    )
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

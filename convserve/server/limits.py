@@ -4,7 +4,18 @@ from dataclasses import dataclass
 
 from convserve.errors import InputError
 
-__all__ = ["Limits"]
+__all__ = ["RANGES", "Limits"]
+
+RANGES: dict[str, tuple[float, float]] = {
+    "message_bytes": (1 << 10, (1 << 31) - 1),
+    "image_bytes": (1 << 10, 1 << 40),
+    "workers": (1, 256),
+    "max_waiting": (0, 4096),
+    "stall_s": (0.01, 86400),
+    "max_batch": (1, 1024),
+    "max_delay_s": (0, 60),
+}
+"""The least and the most of each limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +38,7 @@ class Limits:
     max_delay_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("message_bytes", 1 << 10, (1 << 31) - 1),
-            ("image_bytes", 1 << 10, 1 << 40),
-            ("workers", 1, 256),
-            ("max_waiting", 0, 4096),
-            ("stall_s", 0.01, 86400),
-            ("max_batch", 1, 1024),
-            ("max_delay_s", 0, 60),
-        ):
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise InputError(f"{name} is {value}; allowed: {least} to {most}")

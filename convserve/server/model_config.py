@@ -1,16 +1,15 @@
 """What config.toml says of a served model: how it is loaded, what is done to images, which versions are served."""
 
-import difflib
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from convserve.errors import InputError
 from convserve.images.preprocess import Preprocess
+from convserve.server.toml_file import nearest
 from convserve.settings import parse_bytes
 
-__all__ = ["ModelConfig", "VersionPolicy", "nearest", "parse_toml"]
+__all__ = ["ModelConfig", "VersionPolicy"]
 
 _ALGORITHMS = ("auto", "gemm")
 _FITS = ("floor", "error", "pad", "crop")
@@ -65,21 +64,6 @@ class ModelConfig:
             except InputError as error:
                 raise InputError(f"{what}, key {key!r}: {error}") from None
         return ModelConfig(**values)
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest of the known names, or the list of all where none is near."""
-    known = list(known)
-    found = difflib.get_close_matches(key, known, 1)
-    return f"; did you mean {found[0]!r}?" if found else f"; there are: {', '.join(known)}"
-
-
-def parse_toml(content: bytes, what: str) -> dict[str, Any]:
-    """Return the table of a TOML file; InputError that names the file where it is none."""
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{what} is no TOML: {error}") from None
 
 
 # ---- values

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from convserve.errors import ConvserveError, InputError, ModelFormatError, ModelNotFoundError
 from convserve.loading import load
-from convserve.server.model_config import ModelConfig, VersionPolicy, parse_toml
+from convserve.server.model_config import ModelConfig, VersionPolicy
+from convserve.server.toml_file import LONGEST_BYTES, parse_toml
 
 if TYPE_CHECKING:
     from convserve.model import Model
@@ -29,7 +30,6 @@ CONFIG, LABELS = "config.toml", "labels.txt"
 LONGEST_NAME = 128
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _MOST_FILES = 10_000
-_LONGEST_CONFIG_BYTES = 1 << 20
 _LONGEST_LABELS_BYTES = 16 << 20
 
 _log = logging.getLogger("convserve.server")
@@ -145,7 +145,7 @@ class ModelFolder:
         if not os.path.lexists(path):
             return base
         what = self._said(path)
-        table = parse_toml(self._content(path, _LONGEST_CONFIG_BYTES), what)
+        table = parse_toml(self._content(path, LONGEST_BYTES), what)
         if versioned and "versions" in table:
             raise InputError(f"{what} has the key 'versions', which belongs into {folder.parent.name}/{CONFIG}")
         return base.updated(table, what)

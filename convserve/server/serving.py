@@ -24,6 +24,9 @@ __all__ = ["Server", "serve"]
 _LIGHT_CALLS = 256
 _LAST_WORDS_S = 0.2
 
+SETTLED_S = 2.0
+"""A poll leaves alone files that were written to less than so many seconds ago: they may not be whole yet."""
+
 
 class Server:
     """A gRPC server over a repository, to be used inside one event loop."""
@@ -36,8 +39,12 @@ class Server:
         port: int = 8500,
         limits: Limits | None = None,
         on_rest: Callable[[], None] | None = None,
+        poll_s: float | None = None,
     ) -> None:
-        """Prepare a server on host:port; port 0 takes a free one. on_rest: called when work has ended for a while."""
+        """Prepare a server on host:port; port 0 takes a free one.
+
+        on_rest: called when work has ended for a while. poll_s: seconds between looks at the repository's folder.
+        """
         if not 0 <= port <= 65535:
             raise InputError(f"port is {port}; allowed: 0 to 65535")
         self._host = f"[{host}]" if ":" in host and not host.startswith("[") else host
@@ -50,6 +57,7 @@ class Server:
         self._service = ConvserveService(repository, self._admission, self._limits)
         self._interceptor = ErrorInterceptor()
         self._server: grpc.aio.Server | None = None
+        self._poll_s = poll_s
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
         """host:port that the server listens on, known after start()."""
@@ -92,8 +100,19 @@ class Server:
         self._repository.listen(listener)
         await self._health.tell()
         if not self._repository.complete:
-            self._keep(asyncio.to_thread(self._repository.refresh))
+            self.reload()
+        if self._poll_s is not None:
+            self._keep(self._poll(self._poll_s))
         return self.address
+
+    def reload(self) -> None:
+        """Begin to bring every model to what the repository has by now; returns at once."""
+        self._keep(asyncio.to_thread(self._repository.refresh))
+
+    async def _poll(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(self._repository.refresh, settled_s=SETTLED_S)
 
     def _tell_health(self) -> None:
         self._keep(self._health.tell())
@@ -105,6 +124,8 @@ class Server:
 
     async def drain(self, grace_s: float = 30.0) -> None:
         """Say NOT_SERVING, refuse new calls, let those in work end within grace_s seconds, cancel the rest."""
+        for task in self._tasks:
+            task.cancel()
         if self._server is not None:
             with suppress(TimeoutError):
                 # a watch that is not read must not hold the others up
@@ -127,14 +148,17 @@ def serve(
     port: int = 8500,
     limits: Limits | None = None,
     grace_s: float = 30.0,
+    poll_s: float | None = None,
     on_start: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. on_start is called with host:port once it listens.
+    """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads the repository again.
+
+    on_start is called with host:port once it listens; the models of a folder are loaded after that.
 
     The process is the server's: its C heap is set up to give back what it does not use.
     """
     keep_heap_small()
-    server = Server(repository, host=host, port=port, limits=limits, on_rest=trim_heap)
+    server = Server(repository, host=host, port=port, limits=limits, on_rest=trim_heap, poll_s=poll_s)
     asyncio.run(_serve(server, grace_s, on_start))
 
 
@@ -143,6 +167,8 @@ async def _serve(server: Server, grace_s: float, on_start: Callable[[str], None]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    on_start(await server.start())
+    address = await server.start()
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+    on_start(address)
     await stop.wait()
     await server.drain(grace_s)

@@ -1,0 +1,130 @@
+"""A server whose models come from a repository: health, versions in requests, polling, SIGHUP."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from model_folders import add_version, put_garbage, put_network, repository
+from serving import running_server
+
+from convserve import errors
+from convserve.client import Client
+from convserve.server import ModelFolder, Repository
+
+STATUS = health_pb2.HealthCheckResponse
+X = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+
+
+def eventually(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, f"not so within {limit_s} s"
+        time.sleep(0.02)
+
+
+def states(client: Client) -> list[tuple[str, str, str]]:
+    return [(one["name"], one["version"], one["state"]) for one in client.list_models()]
+
+
+def test_a_request_may_name_a_version_in_every_method(tmp_path: Path) -> None:
+    for version in (1, 2):
+        add_version(tmp_path, "net", version, seed=version)
+    (tmp_path / "net" / "config.toml").write_text("versions = 'all'")
+    with running_server(found := repository(tmp_path)) as address, Client(address) as client:
+        assert states(client) == [("net", "2", "READY"), ("net", "1", "READY")]
+        scores = []
+        for version in ("1", "2", ""):
+            local = found.model("net", version).model
+            assert client.classify(X, version=version)[0].score == local.classify(X)[0].score
+            remote = client.score_map(X, model="net", version=version)
+            assert np.array_equal(remote.scores, local.score_map(X).scores)
+            with client.score_stream(X, version=version) as stream:
+                scores.append(np.concatenate([block for _, block in stream]).tobytes())
+            assert client.describe(version=version)["version"] == (version or "2")
+            assert client.plan(8, 8, version=version).weight_bytes > 0
+        assert scores[0] != scores[1] == scores[2]
+        for wrong, error in (("3", errors.ModelNotFoundError), ("x", errors.InputError)):
+            with pytest.raises(error):
+                client.classify(X, version=wrong)
+            with pytest.raises(error):
+                client.score_map(X, version=wrong)
+
+
+def test_health_follows_the_repository(tmp_path: Path) -> None:
+    path = add_version(tmp_path, "net", 1) / "model.convserve"
+    put_garbage(add_version(tmp_path, "bad", 1) / "model.convserve")
+    found = Repository(folder=ModelFolder(tmp_path))
+    with found._changing, running_server(found) as address, grpc.insecure_channel(address) as channel:
+        # the lock is held, so nothing is loaded yet
+        stub, names = HealthStub(channel), ("", "net", "bad")
+        watches = {name: stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in names}
+        assert [next(watch).status for watch in watches.values()] == [STATUS.NOT_SERVING] * 3
+        with Client(address, retries=0) as client:
+            with pytest.raises(errors.ServerUnavailable, match="is being loaded"):
+                client.classify(X, model="net")
+            assert states(client) == [("bad", None, "LOADING"), ("net", None, "LOADING")]
+        found._changing.release()
+        try:
+            assert next(watches[""]).status == next(watches["net"]).status == STATUS.SERVING
+            with Client(address) as client:
+                assert client.classify(X, model="net")
+                assert states(client) == [("bad", "1", "UNAVAILABLE"), ("net", "1", "READY")]
+                assert client.list_models()[0]["reason"]
+            found.unload("net")
+            assert next(watches["net"]).status == STATUS.NOT_SERVING
+            put_network(path, seed=3)
+            found.load("net")
+            assert next(watches["net"]).status == STATUS.SERVING
+        finally:
+            found._changing.acquire()
+        for watch in watches.values():
+            watch.cancel()
+
+
+def test_polling_finds_new_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convserve.server.serving.SETTLED_S", 0)
+    add_version(tmp_path, "net", 1)
+    with (
+        running_server(repository(tmp_path), {"poll_s": 0.05}) as address,
+        Client(address) as client,
+    ):
+        (tmp_path / ".new").mkdir()
+        add_version(tmp_path / ".new", "net", 2)
+        (tmp_path / ".new" / "net" / "2").rename(tmp_path / "net" / "2")
+        eventually(lambda: states(client) == [("net", "2", "READY")])
+
+
+@contextmanager
+def process_of(*options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    command = [sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.match(r"listening on (\S+) with", process.stdout.readline())
+            assert found
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+def test_sighup_reads_the_repository_again(tmp_path: Path) -> None:
+    with process_of("--repository", str(tmp_path)) as (process, address), Client(address) as client:
+        assert states(client) == []
+        with pytest.raises(errors.ModelNotFoundError):
+            client.classify(X)
+        add_version(tmp_path, "net", 1)
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: states(client) == [("net", "1", "READY")])
+        assert client.classify(X)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
