@@ -347,7 +347,7 @@ def evaluate_outputs(graph: Graph, x: Array) -> dict[str, Array]:
         shape = y.shape[1:] if output.shape is None else [-1 if dim is None else dim for dim in output.shape]
         if list(shape).count(-1) > 1:
             shape = y.shape[1:]
-        shown[output.name] = y.reshape(y.shape[0], *shape)
+        shown[output.name] = y.reshape(y.shape[0] * output.rows, *shape) if output.rows else y.reshape(1, -1)
     return shown
 
 

@@ -132,9 +132,8 @@ def test_reduction(op, axes, keepdims):
     ("content", "message"),
     [
         (made(("LpPool", "x", "y", {"kernel_shape": [2, 2], "p": 0})), "p is 0; it must be from 1"),
-        (made(("LpNormalization", "x", "y", {"axis": 2})), "supported are channels"),
-        (made(("ReduceMax", "x", "y", {"axes": [1]})), "supported are height and width"),
-        (made(("ReduceSum", "x", "y")), "supported are height and width"),
+        (made(("LpNormalization", "x", "y", {"axis": 0})), "changes axis 0"),
+        (made(("ReduceSum", "x", "y")), "changes axis 0"),
         (made(("InstanceNormalization", "x s b", "y", {"epsilon": -1.0}), weights=SCALES), "epsilon is -1.0"),
         (made(("MeanVarianceNormalization", "x", "y")), "changes axis 0"),
         (
@@ -142,17 +141,12 @@ def test_reduction(op, axes, keepdims):
             "divides 3 channels into 2 groups",
         ),
         (
-            made(("LayerNormalization", "x s", "y", {"axis": 2}), weights={"s": drawn(8, 8)}, opset=17),
-            "normalizes the axes from 2 on",
+            made(("LayerNormalization", "x s", "y", {"axis": 2}), weights={"s": drawn(3, 8)}, opset=17),
+            r"a constant of shape \(3, 8\) does not fit the sizes \(8, 8\)",
         ),
         (
-            made(("LayerNormalization", "x s", "y", {"axis": 1}), weights={"s": drawn(3, 8, 8)}, opset=17),
-            "differs from pixel to pixel",
-        ),
-        (made(("Transpose", "x", "y", {"perm": [0, 2, 3, 1]})), "the output 'y' has its channels last"),
-        (
-            made(("Transpose", "x", "t", {"perm": [0, 2, 3, 1]}), ("Softmax", "t", "y")),
-            "reads a tensor with its channels last",
+            made(("Transpose", "x", "y", {"perm": [0, 2, 3, 1]}), shape=("N", 3, "H", "W")),
+            r"pass window=\(h, w\)",
         ),
     ],
 )

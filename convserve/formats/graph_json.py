@@ -261,7 +261,7 @@ def check_graph(graph: Graph) -> None:
     for output in graph.outputs:
         values = volumes[output.tensor].values
         if sized and output.shape is not None and None not in output.shape:
-            declared = math.prod(size for size in output.shape if size is not None)
+            declared = (output.rows or 1) * math.prod(size for size in output.shape if size is not None)
             if declared != values:
                 raise ModelFormatError(f"the output '{output.name}' declares {declared} values, but has {values}")
 
@@ -288,6 +288,7 @@ def graph_to_json(graph: Graph, tensor_names: Mapping[tuple[int, str], str]) -> 
                 "name": output.name,
                 "tensor": output.tensor,
                 "shape": None if output.shape is None else list(output.shape),
+                **({} if output.rows == 1 else {"rows": output.rows}),
             }
             for output in graph.outputs
         ],
@@ -340,8 +341,10 @@ def _output_from_json(record: Any, number: int) -> Output:
     shape = _field(record, "shape", (list, type(None)), what)
     if shape is not None and not all(size is None or _is_whole(size, 0) for size in shape):
         raise ModelFormatError(f"{what} has the shape {shape!r}; its sizes must be whole numbers or null")
-    name, tensor = _field(record, "name", str, what), _field(record, "tensor", str, what)
-    return Output(name, tensor, None if shape is None else tuple(shape))
+    name, tensor, rows = _field(record, "name", str, what), _field(record, "tensor", str, what), record.get("rows", 1)
+    if not _is_whole(rows, 0) or (rows != 1 and shape is None):
+        raise ModelFormatError(f"{what} has the rows {rows!r}; they must be a whole number, of an output with a shape")
+    return Output(name, tensor, None if shape is None else tuple(shape), rows)
 
 
 def graph_from_json(record: Any, tensors: Mapping[str, np.ndarray]) -> Graph:

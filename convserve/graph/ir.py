@@ -61,18 +61,22 @@ class Output:
     """One network output: its declared name, the tensor it shows, its declared shape without the batch.
 
     shape is (C,), (C, H, W) or any shape with as many values as the volume; the volume is laid out
-    as C, H, W and reshaped. None stands for a size that the image decides; shape None: the volume's own.
+    as C, H, W and reshaped. None stands for a size that the image decides; shape None: the volume's own. rows: how
+    many of the first size belong to each image; 0 where all images are one row.
     """
 
     name: str
     tensor: str
     shape: tuple[int | None, ...] | None = None
+    rows: int = 1
 
     def shaped(self, y: np.ndarray) -> np.ndarray:
-        """Return volumes (N, C, H, W) in the declared shape, N first, as far as the image decides it."""
+        """Return volumes (N, C, H, W) in the declared shape, N * rows first, as far as the image decides it."""
         if self.shape is None:
             return y
-        sizes = [y.shape[0], *self.shape]
+        if not self.rows:
+            return y.reshape(1, -1)
+        sizes = [y.shape[0] * self.rows, *self.shape]
         if sizes.count(None) == 1:
             sizes[sizes.index(None)] = -1
         elif None in sizes:

@@ -162,6 +162,7 @@ FOLDS: dict[str, Fold] = {
     "Reciprocal": lambda node, inputs: np.reciprocal(inputs[0]),
     "Reshape": _reshape,
     "Shape": lambda node, inputs: shape_array(node.cut_shape(inputs[0].shape)),
+    "Size": lambda node, inputs: np.array(inputs[0].size),
     "Slice": _slice,
     "Sqrt": lambda node, inputs: np.sqrt(inputs[0]),
     "Squeeze": _squeeze,

@@ -1,7 +1,7 @@
 """The state of one import: constants, views and the nodes written so far, and what node importers ask of them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,16 +85,16 @@ class Context:
         return name
 
     def view(self, source: Source, index: int, *, channels_last: bool = False) -> View:
-        """Return input number index, which must come from the image; channels_last: it may be in that order."""
+        """Return input number index, which must come from the image; channels_last: it may stay in that order."""
         name = self._input(source, index)
         if name in self.constants:
             raise UnsupportedOpError(f"{source}: its input '{name}' is a constant, where convserve takes only volumes")
         view = self.views[name]
+        if view.rows != 1:
+            raise UnsupportedOpError(f"{source} reads {view}, which mixes images; such a tensor can only be an output")
         if view.channels_last and not channels_last:
-            raise UnsupportedOpError(
-                f"{source} reads a tensor with its channels last, {view}; supported there are arithmetic on values,"
-                " LayerNormalization, MatMul and the way back"
-            )
+            height, width, channels = self.known(source, view)
+            return self.laid_out(source, view, (height, width, channels))
         return view
 
     def image(self, source: Source, index: int = 0) -> View:
@@ -107,29 +107,46 @@ class Context:
     def volume(self, source: Source, view: View) -> View:
         """Return a view that has its volume's channels as first size after the batch, or last in that order.
 
-        Writes a Flatten where it must.
+        Its other sizes are height and width as far as there are any. Writes what lays the values out so where it must.
         """
-        if view.shape == view.dims or view.channels_last:
+        if (*view.shape, 1, 1)[:3] == view.dims or view.channels_last:
             return view
-        if any(size != 1 for size in view.shape[1:]) or not view.shape:
+        if len(view.shape) > 3 or not view.shape:
             raise UnsupportedOpError(
-                f"{source} reads a tensor of shape {view} over a volume of {view.volume}; only (N, C, H, W) and "
-                "(N, values) are supported here"
+                f"{source} reads a tensor of shape {view} over a volume of {view.volume}; supported here are up to "
+                "three sizes behind the batch"
             )
-        if view.volume.height is None or view.volume.width is None:
-            raise ModelFormatError(
-                f"{source} flattens a volume whose height and width the file leaves open; pass window=(h, w)"
-            )
-        if (view.volume.height, view.volume.width) == (1, 1):
-            return view
+        if any(size != 1 for size in view.shape[1:]):
+            first, second, third = (*self.known(source, view), 1)[:3]
+            return self.laid_out(source, view, (first, second, third)).shaped(view.shape)
+        self.known(source, view)
         if view.tensor not in self._flattened:
             tensor = self._free_name(f"{view.tensor}/flatten")
-            kernel = (view.volume.height, view.volume.width)
-            node = Node("Flatten", tensor, (view.tensor,), tensor, {"kernel_shape": kernel})
+            node = Node("Flatten", tensor, (view.tensor,), tensor, {"kernel_shape": view.dims[1:]})
             self.nodes.append(node)
             self._flattened[view.tensor] = view_of(tensor, Volume(view.volume.values, 1, 1))
             self._written[tensor] = self._flattened[view.tensor]
         return self._flattened[view.tensor].shaped(view.shape)
+
+    def known(self, source: Source, view: View) -> tuple[int, ...]:
+        """Return a view's shape; ModelFormatError where the file leaves a size open."""
+        sizes = tuple(size for size in view.shape if isinstance(size, int))
+        if len(sizes) < len(view.shape) or view.volume.height is None or view.volume.width is None:
+            raise ModelFormatError(
+                f"{source} lays out anew a volume whose height and width the file leaves open; pass window=(h, w)"
+            )
+        return sizes
+
+    def laid_out(self, source: Source, view: View, sizes: tuple[int, int, int]) -> View:
+        """Return a view's values, in its own order, as a volume of these sizes, which are its shape."""
+        self.known(source, view)
+        if view.dims == sizes and not view.channels_last:
+            return view.shaped(sizes)
+        blocks = {"blocksize": view.dims[1:], "mode": "DCR" if view.channels_last else "CRD"}
+        flat = view if view.dims[1:] == (1, 1) else self.emit(source, "SpaceToDepth", [view], blocks)
+        if sizes[1:] == (1, 1):
+            return replace(flat, shape=sizes, channels_last=False)
+        return self.emit(source, "DepthToSpace", [flat], {"blocksize": sizes[1:], "mode": "CRD"})
 
     def constant(self, source: Source, index: int, *, optional: bool = False) -> np.ndarray | None:
         """Return input number index as a constant; None where an optional one is left out."""

@@ -19,6 +19,8 @@ from convserve.graph.ir import Graph, Output, Volume
 
 __all__ = ["load_onnx"]
 
+SEVERAL_OUTPUTS = ("LayerNormalization", "Split")
+
 
 def load_onnx(
     source: str | os.PathLike[str] | bytes | OnnxFile, *, window: tuple[int, int] | None = None
@@ -49,8 +51,11 @@ def load_onnx(
     context = Context(batch, constants=constants, needed=needed)
     image = context.begin(info.name, volume)
     context.views[info.name] = image.shaped(image.shape[: len(info.type.tensor_type.shape.dim) - 1])
+    shown = {value.name for value in proto.output}
     for node in nodes:
-        _import_node(context, Source(node, opset, file))
+        node_source = Source(node, opset, file)
+        _import_node(context, node_source)
+        _lay_out_shown(context, node_source, shown)
     graph = Graph(name, info.name, volume, context.nodes, [_output(context, value.name) for value in proto.output])
     graph.check()
     return graph
@@ -142,7 +147,7 @@ def _import_node(context: Context, source: Source) -> None:
     if source.op not in NODES and source.op not in FOLDS:
         raise UnsupportedOpError(f"{source} is not supported; supported are: {_supported()}")
     further = [name for name in source.outputs[1:] if name in context.needed]
-    if further and source.op != "Split":
+    if further and source.op not in SEVERAL_OUTPUTS:
         raise UnsupportedOpError(f"{source}: its output '{further[0]}' is read; only the first output is supported")
     names = list(source.inputs)
     while names and not names[-1]:
@@ -171,6 +176,15 @@ def _import_node(context: Context, source: Source) -> None:
         context.views[name] = view
 
 
+def _lay_out_shown(context: Context, source: Source, shown: set[str]) -> None:
+    """Write what brings outputs with their channels last into that order."""
+    for name in shown.intersection(source.outputs):
+        view = context.views.get(name)
+        if view and view.channels_last:
+            height, width, channels = context.known(source, view)
+            context.views[name] = context.laid_out(source, view, (height, width, channels))
+
+
 def _supported() -> str:
     return ", ".join(sorted(NODES.keys() | FOLDS.keys()))
 
@@ -181,7 +195,5 @@ def _output(context: Context, name: str) -> Output:
     if name not in context.views:
         raise ModelFormatError(f"nothing writes the output '{name}'")
     view = context.views[name]
-    if view.channels_last:
-        raise UnsupportedOpError(f"the output '{name}' has its channels last, {view}; supported is (N, C, H, W)")
     shape = tuple(None if isinstance(size, Symbol) else size for size in view.shape)
-    return Output(name, view.tensor, None if view.shape == view.dims else shape)
+    return Output(name, view.tensor, None if view.shape == view.dims else shape, view.rows)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
-from convserve.formats.onnx.context import Context, channel_values
+from convserve.formats.onnx.arrange import pointwise
+from convserve.formats.onnx.context import Context, as_float32, channel_values
 from convserve.formats.onnx.nodes_activations import affine
 from convserve.formats.onnx.source import Source
 from convserve.formats.onnx.views import View
@@ -27,6 +29,11 @@ def _with_constant(context: Context, source: Source, op: str, view: View, array:
     """Write view op constant, or with reverse constant op view, as scale and shift per channel or as a bound."""
     if array.size != 1:
         view = context.volume(source, view)
+    by_pixel = _by_pixel(source, op, view, array)
+    if by_pixel is not None:
+        if op == "Div" and reverse:
+            view = context.emit(source, "Reciprocal", [view]).like(view)
+        return _affine_by_pixel(context, source, view, *_scale_and_shift(op, by_pixel, reverse))
     values = channel_values(source, array, view)
     if op in ("Max", "Min"):
         bound = float(values[0])
@@ -35,8 +42,45 @@ def _with_constant(context: Context, source: Source, op: str, view: View, array:
         return context.emit(source, "Clip", [view], {"min" if op == "Max" else "max": bound}).like(view)
     if op == "Div" and reverse:
         view = context.emit(source, "Reciprocal", [view]).like(view)
+    return affine(context, source, view, *_scale_and_shift(op, values, reverse))
+
+
+def _scale_and_shift(op: str, values: np.ndarray, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore"):
-        return affine(context, source, view, *_SCALE_AND_SHIFT[op](values, reverse))
+        return _SCALE_AND_SHIFT[op](values, reverse)
+
+
+def _by_pixel(source: Source, op: str, view: View, array: np.ndarray) -> np.ndarray | None:
+    """Return a constant that differs from pixel to pixel as float64 (rows, columns, channels), or None."""
+    sizes = tuple(size for size in view.shape if isinstance(size, int))
+    if op not in _SCALE_AND_SHIFT or len(sizes) != len(view.shape) or array.ndim > len(sizes) + 1 or array.size == 1:
+        return None
+    shape = (1,) * (len(sizes) + 1 - array.ndim) + array.shape
+    if shape[0] != 1 or any(mine not in (1, its) for mine, its in zip(shape[1:], sizes, strict=True)):
+        return None
+    values = np.broadcast_to(as_float32(source, array).astype(np.float64).reshape(shape[1:]), sizes)
+    values = values.reshape((*sizes, 1, 1)[: max(len(sizes), 3)])
+    if not view.channels_last:
+        values = np.moveaxis(values, 0, -1)
+    return None if (values == values[:1, :1]).all() else values
+
+
+def _affine_by_pixel(context: Context, source: Source, view: View, scale: np.ndarray, shift: np.ndarray) -> View:
+    """Write view * scale + shift, arrays of (rows, columns, channels), as a 1x1 filter at each position."""
+    rows, columns, channels = scale.shape
+    attrs = {
+        "kernel_shape": (1, 1),
+        "strides": (1, 1),
+        "pads": (0, 0, 0, 0),
+        "dilations": (1, 1),
+        "auto_pad": "NOTSET",
+        "group": channels,
+        "activation": "",
+    }
+    weight = scale.astype(np.float32).reshape(rows, columns, channels, 1, 1)
+    params = {"weight": weight, "bias": shift.astype(np.float32)}
+    after = context.emit(source, "LocallyConnected", [view], attrs, params)
+    return replace(after, shape=view.shape, channels_last=view.channels_last)
 
 
 def _combined(context: Context, source: Source, op: str, views: list[View]) -> View:
@@ -46,14 +90,21 @@ def _combined(context: Context, source: Source, op: str, views: list[View]) -> V
     if len(orders) == 1:
         return context.emit(source, op, views, {"activation": ""}).like(first)
     parts = [context.volume(source, view) for view in views]
-    sizes = {(len(part.shape), part.dims[0]) for part in parts}
-    if len(sizes) > 1 or any(part.channels_last for part in parts):
+    if len({(len(part.shape), part.channels_last) for part in parts}) > 1:
         raise UnsupportedOpError(
-            f"{source} combines tensors of shapes {', '.join(map(str, views))}; supported are equal shapes, and a 1x1 "
-            "volume with as many channels over a larger one"
+            f"{source} combines tensors of shapes {', '.join(map(str, views))}; supported are shapes of equal rank, "
+            "with a size of 1 over any other"
         )
+    channels = max(part.volume.channels for part in parts)
+    parts = [
+        part if part.volume.channels != 1 or channels == 1 else pointwise(context, source, part, np.ones((channels, 1)))
+        for part in parts
+    ]
     combined = context.emit(source, op, parts, {"activation": ""})
-    return combined.shaped(combined.dims if len(parts[0].shape) == 3 else parts[0].shape)
+    if first.channels_last:
+        depth, height, width = combined.dims
+        return replace(combined, shape=(height, width, depth), channels_last=True)
+    return combined.shaped(combined.dims[: len(parts[0].shape)])
 
 
 def _from_axis(source: Source, array: np.ndarray, rank: int) -> np.ndarray:

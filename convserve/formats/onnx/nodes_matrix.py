@@ -1,11 +1,11 @@
 """ONNX's products with constant matrices, which are fully-connected layers."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
+from convserve.formats.onnx.arrange import along
 from convserve.formats.onnx.context import Context, as_float32
 from convserve.formats.onnx.source import Source
 from convserve.formats.onnx.views import View
@@ -40,13 +40,16 @@ def gemm(context: Context, source: Source) -> View:
 
 def matmul(context: Context, source: Source) -> View:
     if context.is_constant(source, 0) or not context.is_constant(source, 1):
-        raise UnsupportedOpError(f"{source}: supported is a tensor (N, values) times a constant matrix")
+        raise UnsupportedOpError(f"{source}: supported is a tensor of the image times a constant matrix")
     view = context.view(source, 0, channels_last=True)
-    rows = view if view.channels_last else _rows(context, source)
     weight = context.weights(source, 1, (None, None)).T
     params = {"weight": weight, "bias": np.zeros(weight.shape[0], np.float32)}
-    product = context.emit(source, "Gemm", [rows], params=params)
-    return replace(product, shape=(*rows.shape[:-1], weight.shape[0]), channels_last=rows.channels_last)
+    if len(view.shape) <= 1:
+        return context.emit(source, "Gemm", [_rows(context, source)], params=params).shaped((weight.shape[0],))
+    last = len(view.shape) - 1
+    volume, back = along(context, source, view, last, last + 1)
+    product = context.emit(source, "Gemm", [volume], params=params)
+    return back(product)
 
 
 def _rows(context: Context, source: Source) -> View:

@@ -64,7 +64,7 @@ def _emit_slice(
 
 
 def _reshaped(before: View, after: View) -> View:
-    return after if len(before.shape) == 3 else after.shaped(after.shape[:1])
+    return after.shaped(after.shape[: len(before.shape)])
 
 
 def split(context: Context, source: Source) -> list[View]:

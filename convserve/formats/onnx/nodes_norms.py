@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
-from convserve.formats.onnx.context import Context, axes_behind_batch, channel_values
+from convserve.formats.onnx.arrange import along, pointwise
+from convserve.formats.onnx.context import Context, as_float32, axes_behind_batch, channel_values
+from convserve.formats.onnx.nodes_activations import affine
 from convserve.formats.onnx.source import LARGEST, Source
-from convserve.formats.onnx.views import View
+from convserve.formats.onnx.views import Size, View
 
 __all__ = ["NORMS"]
 
@@ -43,25 +44,25 @@ def lrn(context: Context, source: Source) -> View:
 
 
 def softmax(context: Context, source: Source) -> View:
-    view = context.view(source, 0)
+    view = context.view(source, 0, channels_last=True)
     rank = len(view.shape) + 1
     axis = source.integer("axis", -1 if source.opset >= 13 else 1)
-    axis = axis + rank if axis < 0 else axis
-    if len(view.shape) == 1:
+    positive = axis + rank if axis < 0 else axis
+    if not 0 <= positive < rank:
+        raise ModelFormatError(f"{source}: axis is {axis}, but the tensor has the shape {view}")
+    if not positive:
+        raise UnsupportedOpError(f"{source} sums over axis 0, the batch; supported are the axes behind it")
+    begin, end = positive - 1, positive if source.opset >= 13 else rank - 1
+    shape, sizes = view.shape, [size for size in view.shape[begin:end] if size != 1]
+    if len(shape) == 1:
         view = context.volume(source, view)
-    outer, summed, inner = view.shape[: max(axis - 1, 0)], view.shape[axis - 1 : axis], view.shape[axis:]
-    if source.opset < 13:
-        summed, inner = view.shape[max(axis - 1, 0) :], ()
-    over_channels = axis >= 1 and all(size == 1 for size in outer)
-    over_channels = over_channels and [size for size in summed if size != 1] in ([], [view.dims[0]])
     # Whatever follows the channels must be what the volume has behind them, so that the sum is one per pixel.
-    places = [size for size in inner if size != 1] == [size for size in view.dims[1:] if size != 1]
-    if not over_channels or not places or (view.dims[0] != 1 and view.dims[0] not in summed):
-        covered = "axis {} and all behind it" if source.opset < 13 else "axis {}"
-        raise UnsupportedOpError(
-            f"{source} sums over {covered.format(axis)} of a tensor of shape {view}; supported is a sum over channels"
-        )
-    return context.emit(source, source.op, [view]).shaped(view.shape)
+    behind = [size for size in shape[end:] if size != 1] == [size for size in view.dims[1:] if size != 1]
+    before = all(size == 1 for size in shape[:begin])
+    if before and behind and sizes == [size for size in view.dims[:1] if size != 1] and not view.channels_last:
+        return context.emit(source, source.op, [view]).shaped(shape)
+    volume, back = along(context, source, view, begin, end)
+    return back(context.emit(source, source.op, [volume]))
 
 
 def _standardized(
@@ -117,30 +118,57 @@ def _axis(source: Source, view: View, default: int) -> int:
     return axis
 
 
-def layer_normalization(context: Context, source: Source) -> View:
-    given = view = context.view(source, 0, channels_last=True)
+def layer_normalization(context: Context, source: Source) -> View | list[View]:
+    view = context.view(source, 0, channels_last=True)
     axis = _axis(source, view, -1)
+    if len(view.shape) == 1:
+        view = context.volume(source, view)
     constants = [context.constant(source, 1), context.constant(source, 2, optional=True)]
-    whole = all(size == 1 for size in view.shape[: axis - 1])
-    if whole and (len(view.shape) == 1 or (view.volume.height, view.volume.width) == (1, 1)):
-        # wherever the channels of the one position lie, a constant has them in order
-        constants = [c if c is None or c.ndim > len(view.shape) - axis + 1 else c.reshape(-1) for c in constants]
-        shape = view.shape if len(view.shape) == 1 else (view.volume.channels,)
-        view = context.volume(source, replace(view, shape=shape, channels_last=False))
-        op = "LayerNormalization"
-    elif view.channels_last and axis == len(view.shape):
-        op = "LayerNormalization"
-    elif whole and not view.channels_last:
-        op = "GroupNormalization"
-    else:
-        raise UnsupportedOpError(
-            f"{source} normalizes the axes from {axis} on of a tensor of shape {view}; supported are all axes behind "
-            "the batch, and channels that lie last"
-        )
-    channels = view.volume.channels
-    scale, bias = (np.zeros(channels) if c is None else channel_values(source, c, view) for c in constants)
-    attrs = {"group": 1} if op == "GroupNormalization" else {}
-    return _standardized(context, source, op, view, scale, bias, **attrs).like(given)
+    further = any(name in context.needed for name in source.outputs[1:])
+    if axis == 1 and not further and (view.shape == view.dims or len(view.shape) == 1):
+        by_channel = [None if c is None else _one_per_channel(source, c, view) for c in constants]
+        if by_channel[0] is not None and (constants[1] is None) == (by_channel[1] is None):
+            zeros = np.zeros(view.volume.channels)
+            scale, bias = (zeros if values is None else values for values in by_channel)
+            op, attrs = ("LayerNormalization", {}) if len(view.shape) == 1 else ("GroupNormalization", {"group": 1})
+            return _standardized(context, source, op, view, scale, bias, **attrs)
+    volume, back = along(context, source, view, axis - 1, len(view.shape))
+    summed = view.shape[axis - 1 :]
+    scale, bias = (np.zeros(volume.volume.channels) if c is None else _over(source, c, summed) for c in constants)
+    after = back(_standardized(context, source, "LayerNormalization", volume, scale, bias))
+    if not further:
+        return after
+    return [after, *(back(found) for found in _mean_and_deviation(context, source, volume))]
+
+
+def _one_per_channel(source: Source, array: np.ndarray, view: View) -> np.ndarray | None:
+    try:
+        return channel_values(source, array, view)
+    except UnsupportedOpError:
+        return None
+
+
+def _over(source: Source, array: np.ndarray, sizes: tuple[Size, ...]) -> np.ndarray:
+    """Return a constant broadcast over sizes, one value after the other."""
+    shape: tuple[int, ...] = tuple(size for size in sizes if isinstance(size, int))
+    try:
+        fitting = as_float32(source, array).reshape(array.shape[-len(sizes) :])
+        return np.broadcast_to(fitting, shape).reshape(-1)
+    except ValueError:
+        raise ModelFormatError(f"{source}: a constant of shape {array.shape} does not fit the sizes {shape}") from None
+
+
+def _mean_and_deviation(context: Context, source: Source, volume: View) -> list[View]:
+    """Return the mean of each pixel's channels, and 1 over the root of their variance + epsilon."""
+    channels = volume.volume.channels
+    mean = pointwise(context, source, volume, np.full((1, channels), 1 / channels))
+    means = pointwise(context, source, mean, np.ones((channels, 1)))
+    centred = context.emit(source, "Sub", [volume, means], {"activation": ""})
+    squares = context.emit(source, "Pow", [centred], {"exponent": 2.0})
+    variance = pointwise(context, source, squares, np.full((1, channels), 1 / channels))
+    one, epsilon = np.ones(1), np.full(1, source.real("epsilon", 1e-5))
+    root = context.emit(source, "Sqrt", [affine(context, source, variance, one, epsilon)])
+    return [mean, context.emit(source, "Reciprocal", [root])]
 
 
 def lp_normalization(context: Context, source: Source) -> View:
@@ -148,15 +176,14 @@ def lp_normalization(context: Context, source: Source) -> View:
     axis, p = _axis(source, view, -1), source.integer("p", 2)
     if len(view.shape) == 1:
         view = context.volume(source, view)
-    if axis != (len(view.shape) if view.channels_last else 1) or (view.shape != view.dims and len(view.shape) == 3):
-        raise UnsupportedOpError(f"{source} divides by norms over axis {axis} of {view}; supported are channels")
     if p not in (1, 2):
         raise ModelFormatError(f"{source}: p is {p}; it must be 1 or 2")
+    volume, back = along(context, source, view, axis - 1, axis)
     # a norm of 0 gives zeros
-    return context.emit(source, "LpNormalization", [view], {"p": p, "epsilon": 1.2e-38}).like(view)
+    return back(context.emit(source, "LpNormalization", [volume], {"p": p, "epsilon": 1.2e-38}))
 
 
-NORMS: dict[str, Callable[[Context, Source], View]] = {
+NORMS: dict[str, Callable[[Context, Source], View | list[View]]] = {
     "BatchNormalization": batch_normalization,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,

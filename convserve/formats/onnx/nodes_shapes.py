@@ -1,12 +1,14 @@
 """ONNX's changes of shape, and nodes that change nothing at inference."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
-from convserve.formats.onnx.context import Context, axes_behind_batch
+from convserve.formats.onnx.arrange import exchanged, transposed
+from convserve.formats.onnx.context import Context, as_float32, axes_behind_batch
 from convserve.formats.onnx.nodes_moves import depth_to_space_of
 from convserve.formats.onnx.source import FLOATS, Source
 from convserve.formats.onnx.views import View, reshaped
@@ -15,17 +17,26 @@ __all__ = ["SHAPES"]
 
 
 def concat(context: Context, source: Source) -> View:
-    parts = [context.volume(source, context.view(source, index)) for index in range(len(source.inputs))]
-    if not parts:
+    if not source.inputs:
         raise ModelFormatError(f"{source} has no inputs")
-    rank = len(parts[0].shape) + 1
-    axis = source.integer("axis")
-    if (axis + rank if axis < 0 else axis) != 1 or any(len(part.shape) + 1 != rank for part in parts):
+    parts = [context.view(source, index, channels_last=True) for index in range(len(source.inputs))]
+    rank, given = len(parts[0].shape) + 1, source.integer("axis")
+    axis = given + rank if given < 0 else given
+    if not 1 <= axis < rank or any(len(part.shape) + 1 != rank for part in parts):
         raise UnsupportedOpError(
-            f"{source} joins tensors of shapes {', '.join(map(str, parts))} along axis {axis}; supported is axis 1"
+            f"{source} joins tensors of shapes {', '.join(map(str, parts))} along axis {given}; supported are the axes "
+            "behind the batch of tensors of equal rank"
         )
+    if axis == 3 and all(part.channels_last for part in parts):
+        joined = context.emit(source, "Concat", parts)
+        return replace(joined, shape=(*joined.dims[1:], joined.dims[0]), channels_last=True)
+    parts = [context.volume(source, context.view(source, index)) for index in range(len(parts))]
+    if axis > 1:
+        parts = [exchanged(context, source, part, axis - 1) for part in parts]
     joined = context.emit(source, "Concat", parts)
-    return joined.shaped((joined.dims[0], *parts[0].shape[1:]))
+    if axis > 1:
+        joined = exchanged(context, source, joined, axis - 1)
+    return joined.shaped(joined.dims[: rank - 1])
 
 
 def dropout(context: Context, source: Source) -> View:
@@ -43,6 +54,15 @@ def cast(context: Context, source: Source) -> View:
     if source.integer("to") not in FLOATS:
         raise UnsupportedOpError(f"{source} casts to type {source.integer('to')}; supported are the float types")
     return context.view(source, 0, channels_last=True)
+
+
+def cast_like(context: Context, source: Source) -> View | np.ndarray:
+    """Return the first input; values of the image, and what is cast like them, are float32."""
+    if not context.is_constant(source, 0):
+        return context.view(source, 0, channels_last=True)
+    array = context.constant(source, 0)
+    assert array is not None
+    return as_float32(source, array)
 
 
 def squeeze(context: Context, source: Source) -> View:
@@ -83,10 +103,15 @@ def reshape(context: Context, source: Source) -> View:
 
 def flatten(context: Context, source: Source) -> View:
     view = context.view(source, 0)
-    axis = source.integer("axis", 1)
-    if (axis + len(view.shape) + 1 if axis < 0 else axis) != 1:
-        raise UnsupportedOpError(f"{source} flattens {view} at axis {axis}, which mixes images; supported is axis 1")
-    return reshaped(view, (0, -1), declared_batch=context.declared_batch, allowzero=False, what=str(source))
+    axis, rank = source.integer("axis", 1), len(view.shape) + 1
+    if not -rank <= axis <= rank:
+        raise ModelFormatError(f"{source}: axis is {axis}, but the tensor has the shape {view}")
+    axis = axis + rank if axis < 0 else axis
+    if axis == 1:
+        return reshaped(view, (0, -1), declared_batch=context.declared_batch, allowzero=False, what=str(source))
+    sizes = context.known(source, view)
+    columns = math.prod(sizes[max(axis - 1, 0) :])
+    return replace(view, shape=(columns,), rows=math.prod(sizes[: axis - 1]) if axis else 0)
 
 
 def transpose(context: Context, source: Source) -> View:
@@ -112,14 +137,21 @@ def transpose(context: Context, source: Source) -> View:
         spread = depth_to_space_of(context, source, view, perm)
         if spread is not None:
             return spread
-    raise UnsupportedOpError(
-        f"{source} reorders {view} to {perm}; supported are axes of size 1, "
-        "channels last and first again, the channel shuffle (0, 2, 1, 3, 4), and depth to space and back"
-    )
+    if perm[0] != 0 or rank > 4:
+        raise UnsupportedOpError(
+            f"{source} reorders {view} to {perm}; supported are the axes behind the batch, up to three of them, and "
+            "of more the channel shuffle, depth to space and its inverse"
+        )
+    places = (1, 2, 0) if view.channels_last else (0, 1, 2)
+    volume = replace(view, shape=view.dims, channels_last=False) if view.channels_last else context.volume(source, view)
+    first, second, third = (*(places[axis - 1] for axis in perm[1:]), *range(rank - 1, 3))
+    after = transposed(context, source, volume, (first, second, third))
+    return after.shaped(after.dims[: rank - 1])
 
 
-SHAPES: dict[str, Callable[[Context, Source], View]] = {
+SHAPES: dict[str, Callable[[Context, Source], View | np.ndarray]] = {
     "Cast": cast,
+    "CastLike": cast_like,
     "Concat": concat,
     "Dropout": dropout,
     "Flatten": flatten,

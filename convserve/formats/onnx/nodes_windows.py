@@ -1,14 +1,12 @@
 """ONNX's convolutions and poolings, read over (N, C, H, W)."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
-from convserve.formats.onnx.context import Context, axes_behind_batch
-from convserve.formats.onnx.nodes_activations import affine
+from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.source import LARGEST, Source
 from convserve.formats.onnx.views import View
 from convserve.graph.ops import LARGEST_P
@@ -94,57 +92,6 @@ def global_pool(context: Context, source: Source) -> View:
     return context.emit(source, source.op, [context.image(source)], attrs)
 
 
-def _pooled_over(context: Context, source: Source, view: View, axes: set[int], op: str, attrs: dict[str, Any]) -> View:
-    if axes == {2, 3}:
-        return context.emit(source, f"Global{op}", [view], attrs)
-    height, width = view.volume.height, view.volume.width
-    kernel = (height if 2 in axes else 1, width if 3 in axes else 1)
-    if None in kernel:
-        raise ModelFormatError(
-            f"{source} needs the image's height and width, which the file leaves open; pass window=(h, w)"
-        )
-    window = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "auto_pad": "NOTSET"}
-    rounding = {"ceil_mode": False, "count_include_pad": False}
-    return context.emit(source, op, [view], {"kernel_shape": kernel, **window, **rounding, **attrs})
-
-
-def _times(context: Context, source: Source, view: View, factor: float) -> View:
-    ones = np.ones(view.volume.channels)
-    return affine(context, source, view, factor * ones, 0 * ones)
-
-
-def reduce(context: Context, source: Source) -> View:
-    """Write a reduction over height and width, or one of them, as a pooling."""
-    view, axes = context.view(source, 0), context.axes(source, since=13 if source.op == "ReduceSum" else 18)
-    over = set() if axes is None else axes_behind_batch(source, axes, len(view.shape) + 1)
-    if len(view.shape) != 3 or not over or over - {2, 3}:
-        raise UnsupportedOpError(
-            f"{source} reduces {view} over axes {axes}; supported are height and width (2, 3), or one of them"
-        )
-    view = context.image(source)
-    op, attrs = {
-        "ReduceMax": ("MaxPool", {}),
-        "ReduceMin": ("MaxPool", {}),
-        "ReduceL1": ("LpPool", {"p": 1}),
-        "ReduceL2": ("LpPool", {"p": 2}),
-    }.get(source.op, ("AveragePool", {}))
-    if source.op == "ReduceMin":
-        view = _times(context, source, view, -1.0)
-    pooled = _pooled_over(context, source, view, over, op, attrs)
-    if source.op == "ReduceMin":
-        pooled = _times(context, source, pooled, -1.0)
-    if source.op == "ReduceSum":
-        sizes = [view.dims[axis - 1] for axis in over]
-        if not all(isinstance(size, int) for size in sizes):
-            raise ModelFormatError(
-                f"{source} needs the image's height and width, which the file leaves open; pass window=(h, w)"
-            )
-        pooled = _times(context, source, pooled, float(math.prod(sizes)))  # type: ignore[arg-type]
-    if source.integer("keepdims", 1):
-        return pooled
-    return pooled.shaped(size for axis, size in enumerate(pooled.shape, 1) if axis not in over)
-
-
 WINDOWS: dict[str, Callable[[Context, Source], View]] = {
     "AveragePool": pool,
     "Conv": conv,
@@ -153,5 +100,4 @@ WINDOWS: dict[str, Callable[[Context, Source], View]] = {
     "GlobalMaxPool": global_pool,
     "LpPool": pool,
     "MaxPool": pool,
-    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), reduce),
 }

@@ -31,7 +31,7 @@ class View:
     """One ONNX tensor: the values of a volume, in C, H, W order, under a shape (without the batch).
 
     dims are the volume's sizes with symbols in place of None. channels_last: the values are in H, W, C order instead,
-    and the shape is (H, W, C).
+    and the shape is (H, W, C). rows: as in graph.ir.Output, for what is only shown.
     """
 
     tensor: str
@@ -39,9 +39,11 @@ class View:
     dims: tuple[Size, Size, Size]
     shape: tuple[Size, ...]
     channels_last: bool = False
+    rows: int = 1
 
     def __str__(self) -> str:
-        return f"({', '.join(map(str, (BATCH, *self.shape)))})"
+        first = BATCH if self.rows == 1 else f"{self.rows} * batch" if self.rows else "all images"
+        return f"({', '.join(map(str, (first, *self.shape)))})"
 
     def shaped(self, shape: Iterable[Size]) -> "View":
         """Return the same values under another shape."""
