@@ -120,7 +120,11 @@ def main() -> None:
                 print(f"{case.name}: {why}")
         if bool(why) != (case.name in EXCLUSIONS):
             wrong.append(f"{case.name}: {why or 'passes, but is left out'}")
+    missing = EXCLUSIONS.keys() - {case.name for case in cases()}
+    wrong += [f"{name}: is left out, but this suite does not have it" for name in sorted(missing)]
     print(*wrong, sep="\n")
+    if wrong and onnx.__version__ != SUITE_VERSION:
+        print(f"{LISTED.name} is that of onnx {SUITE_VERSION}")
     print(f"onnx {onnx.__version__}: {passed} cases pass, {excluded} are left out ({LISTED.name}), {len(wrong)} differ")
     raise SystemExit(bool(wrong))
 
