@@ -9,9 +9,12 @@ from typing import Any
 from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
 from convserve.cli.output import print_json, report_fields, size_text
 from convserve.errors import InputError
+from convserve.reduction import DTYPES, Reduction
 from convserve.results import ScoreMap
 
 __all__ = ["register", "run", "save"]
+
+PICTURES = (".png", ".jpg")
 
 
 def register(commands: Any) -> None:
@@ -19,37 +22,92 @@ def register(commands: Any) -> None:
     parser = add_command(
         commands,
         "score-map",
-        help="score every window of an image, to a heat map (.png) or arrays (.npz)",
-        example="convserve score-map street.jpg -o cats.png --net vgg16.convserve --class 'tabby, tabby cat'\n"
-        "convserve score-map page.png -o page.npz --server localhost:8500",
+        help="score every window of an image, to a picture (.png, .jpg) or arrays (.npz)",
+        example="convserve score-map street.jpg -o cats.png --net n.convserve --class tabby --contact-sheet best.png\n"
+        "convserve score-map page.png -o page.npz --server localhost:8500 --top 5 --dtype float16",
     )
     parser.add_argument("image", metavar="IMAGE", help="image file, as large as you like")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to write: .png or .npz")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to write: .png, .jpg or .npz")
     parser.add_argument(
         "--class",
+        "--classes",
         dest="classes",
         action="append",
         metavar="LABEL",
-        help="class to keep (repeat for several; default all); a picture of one is a heat map, of several the winners",
+        help="class to keep, by its label or one of its names (repeat for several; default all); a picture of one is"
+        " a heat map, of several the winners",
     )
     parser.add_argument(
         "--class-index", dest="classes", action="append", type=int, metavar="N", help="the same, by its index from 0"
     )
-    parser.add_argument("--background", metavar="LABEL", help="class that a picture of several leaves uncoloured")
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
+    _add_reduction(parser)
+    _add_drawing(parser)
     add_where(parser, timeout=math.inf)
     add_run_options(parser)
     parser.set_defaults(run=run)
 
 
+def _add_reduction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top", type=count, metavar="K", help="keep the best K classes of each position")
+    parser.add_argument("--argmax", action="store_true", help="keep the index of the best class alone")
+    parser.add_argument("--softmax", action="store_true", help="scores after a softmax over all classes")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the scores (default float32)")
+    parser.add_argument(
+        "--value-range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="scores that become 0 and 255 in uint8, or the ends of a heat map's scale",
+    )
+
+
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--contact-sheet", metavar="FILE", help="also write a picture of the best positions, each with its crop"
+    )
+    parser.add_argument("--best", type=count, default=24, metavar="N", help="crops of the contact sheet (default 24)")
+    parser.add_argument("--background", metavar="LABEL", help="class that pictures of several leave out")
+    parser.add_argument(
+        "--threshold", type=float, metavar="X", help="score from which pictures show a position (among several: 0.5)"
+    )
+    parser.add_argument("--opacity", type=float, default=0.6, metavar="X", help="of the colours, 0 to 1 (default 0.6)")
+    parser.add_argument("--side", type=count, metavar="N", help="pixels of the picture's longer side")
+
+
+def _reduction(args: argparse.Namespace) -> Reduction:
+    picture = Path(args.output).suffix in PICTURES
+    ends = None if args.value_range is None or (picture and args.dtype != "uint8") else tuple(args.value_range)
+    scores = "softmax" if args.softmax else "raw"
+    if picture and len(args.classes or ()) != 1 and not args.argmax and args.top is None:
+        # what a picture shows of several classes
+        return Reduction(top=1, scores="softmax", dtype=args.dtype, value_range=ends)
+    return Reduction(top=args.top, argmax=args.argmax, scores=scores, dtype=args.dtype, value_range=ends)
+
+
 def run(args: argparse.Namespace) -> None:
-    """Score, write the file, print what was done."""
-    if Path(args.output).suffix not in (".png", ".npz"):
-        raise InputError(f"the output file is {args.output!r}; its name must end in .png or .npz")
-    if not Path(args.output).parent.is_dir():
-        raise InputError(f"the output file is {args.output!r}, but there is no such folder")
+    """Score, write the files, print what was done."""
+    for path, allowed in ((args.output, (*PICTURES, ".npz")), (args.contact_sheet, PICTURES)):
+        if path is None:
+            continue
+        if Path(path).suffix not in allowed:
+            raise InputError(f"the output file is {path!r}; its name must end in one of {', '.join(allowed)}")
+        if not Path(path).parent.is_dir():
+            raise InputError(f"the output file is {path!r}, but there is no such folder")
+    if args.contact_sheet is not None and args.argmax:
+        raise InputError("--contact-sheet shows the best scores, and --argmax keeps none; take --top 1")
     found = _score(args)
-    save(found, args.image, Path(args.output), background=args.background)
+    drawing = {"background": args.background, "opacity": args.opacity, "side": args.side}
+    if found.reduction.value_range is None and args.value_range is not None:
+        drawing["value_range"] = tuple(args.value_range)
+    if args.threshold is not None:
+        drawing["threshold"] = args.threshold
+    if args.contact_sheet is not None:
+        from convserve.images.pictures import draw_best, save_picture
+
+        limits = {"background": args.background, "threshold": args.threshold, "most": args.best}
+        save_picture(draw_best(found, args.image, **limits), args.contact_sheet)
+    save(found, args.image, Path(args.output), **drawing)
     if args.json:
         print_json(
             {
@@ -57,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
                 "rows": found.rows,
                 "cols": found.cols,
                 "classes": len(found.classes),
+                "arrays": {name: str(dtype) for name, dtype, _ in found.reduction.arrays(len(found.classes))},
                 "stride": found.stride,
                 "window": found.window,
                 "offset": found.offset,
@@ -70,67 +129,49 @@ def run(args: argparse.Namespace) -> None:
     memory = found.plan.arena_bytes + found.plan.scratch_bytes
     print(f"{found.rows}x{found.cols} positions, {len(found.classes)} class(es), {found.exactness}")
     print(f"{found.seconds:.3f} s in {size_text(memory)} of arena and scratch")
-    print(f"wrote {args.output}")
+    print("\n".join(f"wrote {path}" for path in (args.output, args.contact_sheet) if path is not None))
 
 
 def _score(args: argparse.Namespace) -> ScoreMap:
     progress = sys.stderr.isatty() and not args.json
     if not args.server:
         model = load_net(args.net, args)
-        return model.score_map(args.image, classes=args.classes, stride=args.stride, progress=progress)
+        return model.score_map(
+            args.image, classes=args.classes, stride=args.stride, reduce=_reduction(args), progress=progress
+        )
     with remote_client(args) as client:
         return client.score_map(
             args.image,
             model=args.model,
             stride=args.stride,
             classes=args.classes,
+            reduce=_reduction(args),
             memory_budget=args.memory_budget,
             progress=progress,
         )
 
 
-def save(found: ScoreMap, image: Any, path: Path, *, background: str | None = None) -> None:
-    """Write a score map to .npz (scores and geometry) or .png (over the image).
+def save(found: ScoreMap, image: Any, path: Path, **drawing: Any) -> None:
+    """Write a score map to .npz (scores and geometry) or to a picture over the image.
 
     A picture of one class is a heat map; of several, each position has the colour of the class that wins.
-    background: label of a class that stays uncoloured. Raises InputError for a background that does not exist.
+    drawing: options of images.draw_map. Raises InputError for those that cannot be meant.
     """
     if path.suffix == ".npz":
         _save_arrays(found, path)
         return
-    import numpy as np
+    from convserve.images.pictures import draw_map, save_picture
 
-    from convserve.images import argmax_map, decode, heat_map
-
-    pixels = decode(image, channels="rgb")
-    labels = found.labels or [str(index) for index in found.classes]
-    place: dict[str, Any] = {"stride": found.stride, "window": found.window, "offset": found.offset}
-    if len(labels) == 1:
-        picture = heat_map(pixels, found.scores[:, :, 0], label=labels[0], **place)
-    else:
-        if background is not None and background not in labels:
-            raise InputError(f"the background {background!r} is none of the classes: {', '.join(labels[:20])}")
-        uncoloured = None if background is None else labels.index(background)
-        shares = _shares(found.scores)
-        winners = np.argmax(shares, axis=2)
-        picture = argmax_map(pixels, winners, shares.max(axis=2), labels, background=uncoloured, **place)
-    picture.save(path)
-
-
-def _shares(scores: Any) -> Any:
-    import numpy as np
-
-    if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1:
-        return scores
-    powers = np.exp(scores - scores.max(axis=2, keepdims=True))
-    return powers / powers.sum(axis=2, keepdims=True)
+    save_picture(draw_map(found, image, **drawing), path)
 
 
 def _save_arrays(found: ScoreMap, path: Path) -> None:
     import numpy as np
 
+    arrays: dict[str, Any] = {} if found.indices is None else {"indices": found.indices}
     np.savez(
         path,
+        **arrays,
         scores=found.scores,
         classes=np.asarray(found.classes, np.int64),
         labels=np.asarray(found.labels or [], np.str_),

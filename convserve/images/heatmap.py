@@ -1,32 +1,38 @@
 """Score maps as pictures: one class as a heat map, or the winning class of each position, over the image."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from convserve.errors import InputError, ShapeError
 from convserve.images.colours import class_colours, colour_scale
+from convserve.images.legend import BACKGROUND, Font, font_of, shortened, with_names, with_scale
 from convserve.images.peaks import find_peaks
 
 __all__ = ["argmax_map", "heat_map"]
 
 Pair = tuple[int, int]
 Corners = tuple[int, int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Colour = tuple[int, int, int]
 
-_BACKGROUND = (17, 19, 28)
-_TEXT = (232, 233, 238)
-_FAINT = (150, 154, 168)
 _LONG_SIDE = 1280
 _LONGEST_SIDE = 2560
-_MOST_LEGEND_ENTRIES = 24
+_MOST_NAMED = 24
+_MOST_COLOURED = 12
+_MOST_WINDOWS = 48
+_LEAST_WINDOW = 12
+_LARGEST_SIDE = 1 << 14
+_OTHER = (128, 132, 142)
 
 
-def _zoom(image: np.ndarray) -> float:
+def _zoom(image: np.ndarray, side: int | None) -> float:
     """Return by how much a small image is enlarged, so that text over it can be read, or a huge one shrunk."""
-    side = max(image.shape[:2])
-    return _LONGEST_SIDE / side if side > _LONGEST_SIDE else float(max(1, min(8, _LONG_SIDE // side)))
+    longest = max(image.shape[:2])
+    if side is not None:
+        return side / longest
+    return _LONGEST_SIDE / longest if longest > _LONGEST_SIDE else float(max(1, min(8, _LONG_SIDE // longest)))
 
 
 def _base(image: np.ndarray, zoom: float) -> np.ndarray:
@@ -55,30 +61,22 @@ def _spread(plane: np.ndarray, shape: Pair, zoom: float, stride: Pair, window: P
     return spread
 
 
-def _check(image: np.ndarray, scores: np.ndarray, opacity: float) -> None:
+def _check(image: np.ndarray, scores: np.ndarray, opacity: float, side: int | None) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ShapeError(f"the image is {image.dtype} of shape {image.shape}; it must be uint8 (H, W, 1) or (H, W, 3)")
     if scores.ndim != 2 or 0 in scores.shape:
         raise ShapeError(f"the scores have shape {scores.shape}; they must be (rows, cols), at least one of each")
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity is {opacity!r}; it must be from 0 to 1")
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size=size)
-
-
-def _with_legend(picture: np.ndarray, height: int) -> Image.Image:
-    """Return the picture, float32 (H, W, 3) in 0..255, with an empty strip of that height below."""
-    framed = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), _BACKGROUND)
-    framed.paste(Image.fromarray(np.round(picture).clip(0, 255).astype(np.uint8)), (0, 0))
-    return framed
+    if side is not None and not 64 <= side <= _LARGEST_SIDE:
+        raise InputError(f"the picture's longer side is {side!r} pixels; allowed: 64 to {_LARGEST_SIDE}")
 
 
 def _range(scores: np.ndarray, value_range: tuple[float, float] | None) -> tuple[float, float]:
     if value_range is None:
         finite = scores[np.isfinite(scores)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        low = 0.0 if 0 < low < high / 50 else low
         return low, high if high > low else low + 1.0
     low, high = map(float, value_range)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -96,48 +94,32 @@ def heat_map(
     label: str = "",
     opacity: float = 0.6,
     value_range: tuple[float, float] | None = None,
+    side: int | None = None,
 ) -> Image.Image:
     """Return a picture of one class's scores, float32 (rows, cols), over the image they belong to.
 
     image: uint8 (H, W, 1 or 3). stride, window, offset (vertical, horizontal, pixels) are the score
-    map's; each score is shown at its window's centre and smoothly between. value_range fixes the two
-    ends of the colour scale, by default the lowest and highest score. A small image is enlarged.
-    Raises ShapeError, InputError for arguments outside their range.
+    map's; each score is shown at its window's centre and smoothly between, the highest as opaque as opacity
+    says, the lowest half as much. value_range fixes the two ends of the colour scale, by default the lowest
+    and highest score. side: pixels of the picture's longer side; by default a small image is enlarged, a huge
+    one shrunk. Raises ShapeError, InputError for arguments outside their range.
     """
     scores = np.asarray(scores, np.float32)
-    _check(image, scores, opacity)
+    _check(image, scores, opacity, side)
     low, high = _range(scores, value_range)
-    zoom = _zoom(image)
+    zoom = _zoom(image, side)
     picture = _base(image, zoom)
     shares = np.clip((np.nan_to_num(scores, nan=low) - low) / (high - low), 0, 1)
     spread = _spread(shares, picture.shape[:2], zoom, stride, window, offset)
     covered = np.isfinite(spread)
     table = colour_scale().astype(np.float32)
-    colours = table[np.round(spread[covered] * 255).astype(np.intp)]
-    picture[covered] = (1 - opacity) * picture[covered] + opacity * colours
+    seen = spread[covered]
+    colours = table[np.round(seen * 255).astype(np.intp)]
+    # low scores let more of the image through, which says what lies there
+    alpha = (opacity * (0.5 + 0.5 * seen.clip(0, 1)))[:, None]
+    picture[covered] = (1 - alpha) * picture[covered] + alpha * colours
     picture[~covered] *= 1 - opacity
-    return _draw_scale(picture, label, low, high)
-
-
-def _draw_scale(picture: np.ndarray, label: str, low: float, high: float) -> Image.Image:
-    width = picture.shape[1]
-    text = max(10, min(22, width // 28))
-    strip = text * 3
-    framed = _with_legend(picture, strip)
-    draw, font = ImageDraw.Draw(framed), _font(text)
-    middle, margin = picture.shape[0] + strip // 2, text
-    low_text, high_text = f"{low:.3g}", f"{high:.3g}"
-    bar_right = width - margin - int(draw.textlength(high_text, font)) - text // 2
-    bar_left = max(margin * 4, bar_right - max(width // 3, 60))
-    bar = np.repeat(colour_scale(max(bar_right - bar_left, 1))[None], text, axis=0)
-    framed.paste(Image.fromarray(bar), (bar_left, middle - text // 2))
-    draw.text((bar_right + text // 2, middle), high_text, _TEXT, font, anchor="lm")
-    draw.text((bar_left - text // 2, middle), low_text, _TEXT, font, anchor="rm")
-    label_right = bar_left - text - int(draw.textlength(low_text, font))
-    while label and draw.textlength(label, font) > label_right - margin:
-        label = label[:-2] + "…" if len(label) > 2 else ""
-    draw.text((margin, middle), label, _TEXT, font, anchor="lm")
-    return framed
+    return with_scale(picture, label, low, high)
 
 
 def argmax_map(
@@ -152,37 +134,34 @@ def argmax_map(
     threshold: float = 0.5,
     background: int | None = None,
     opacity: float = 0.6,
+    side: int | None = None,
 ) -> Image.Image:
     """Return a picture in which each position has its winning class's colour, and each peak its window and label.
 
     class_indices, int (rows, cols), indexes labels; scores, float32 (rows, cols) in 0..1, are the
     winners' own. Positions below threshold, and those of the background class (such as "no digit"),
-    stay uncoloured. The rest is as for heat_map.
+    stay uncoloured. Where there are many classes, those that win most positions have a colour of their own, and
+    the others one together; where there are many peaks, the strongest of each class are drawn. The rest is as for
+    heat_map.
     """
     scores, class_indices = np.nan_to_num(np.asarray(scores, np.float32)), np.asarray(class_indices)
-    _check(image, scores, opacity)
+    _check(image, scores, opacity, side)
     if class_indices.shape != scores.shape or class_indices.min() < 0 or class_indices.max() >= len(labels):
         raise ShapeError(
             f"the classes have shape {class_indices.shape} and run to {class_indices.max(initial=0)}; "
             f"they must have the scores' shape {scores.shape} and lie in 0..{len(labels) - 1}"
         )
-    zoom = _zoom(image)
+    zoom = _zoom(image, side)
     picture = _base(image, zoom)
     shown = scores >= threshold
     if background is not None:
         shown &= class_indices != background
-    winners = [int(index) for index in np.unique(class_indices[shown])]
-    named = (
-        [index for index in range(len(labels)) if index != background]
-        if len(labels) <= _MOST_LEGEND_ENTRIES
-        else winners
-    )
-    palette = dict(zip(named, class_colours(len(named)), strict=True))
+    palette = _palette(class_indices[shown], len(labels), background)
     # Colours weighted by their scores are spread, not colours: so black does not seep in from the uncoloured side.
     weights = np.where(shown, scores.clip(0, 1), 0).astype(np.float32)
     colours = np.zeros((len(labels), 3), np.float32)
-    for index in winners:
-        colours[index] = palette[index]
+    for index, one in palette.items():
+        colours[index] = one
     weighted = weights[:, :, None] * colours[class_indices]
     planes = [
         np.nan_to_num(_spread(plane, picture.shape[:2], zoom, stride, window, offset))
@@ -195,36 +174,70 @@ def argmax_map(
     picture = (1 - alpha) * picture + alpha * np.maximum(colour, 0.35 * colour + 0.65 * picture).clip(0, 255)
     distance = (window[0] / 2 / stride[0], window[1] / 2 / stride[1])
     peaks = find_peaks(class_indices, scores, distance=distance, threshold=threshold, background=background)
-    framed = _draw_labels(picture, [labels[index] for index in winners], [palette[index] for index in winners])
+    framed = with_names(picture, *_legend(palette, class_indices[shown], labels))
     draw = ImageDraw.Draw(framed)
-    font = _font(max(11, min(40, round(window[0] * zoom * 0.2))))
+    font = font_of(max(11, min(40, round(window[0] * zoom * 0.2))))
     chips: list[Corners] = []
     # The strongest first: a peak whose label would cover a stronger one's keeps its colour alone.
-    for row, col in peaks:
+    for row, col in _drawn(peaks, class_indices):
         top, left = offset[0] + row * stride[0], offset[1] + col * stride[1]
         corners = (left * zoom, top * zoom, (left + window[1]) * zoom - 1, (top + window[0]) * zoom - 1)
         box = (round(corners[0]), round(corners[1]), round(corners[2]), round(corners[3]))
         index = int(class_indices[row, col])
-        _draw_window(draw, box, labels[index], tuple(int(value) for value in palette[index]), font, chips)
+        _draw_window(draw, box, labels[index], palette[index], font, chips)
     return framed
 
 
-def _shortened(label: str, font: Font, width: float) -> str:
-    """Return what of a label fits in that many pixels: all of it, its first name, or its beginning."""
-    if font.getlength(label) > width:
-        label = label.split(",")[0]
-    while len(label) > 2 and font.getlength(label) > width:
-        label = label[:-2] + "…"
-    return label
+def _palette(winners: np.ndarray, count: int, background: int | None) -> dict[int, Colour]:
+    """Return the colour of each class that wins somewhere: of few classes all their own, of many the most frequent."""
+    found, positions = np.unique(winners, return_counts=True)
+    if count <= _MOST_NAMED:
+        named = [index for index in range(count) if index != background]
+    else:
+        most = found[np.argsort(-positions, kind="stable")]
+        named = sorted(most.tolist()[: _MOST_COLOURED if len(most) > _MOST_NAMED else None])
+    colours = [(int(one[0]), int(one[1]), int(one[2])) for one in class_colours(len(named))]
+    own = dict(zip(named, colours, strict=True))
+    return {int(index): own.get(int(index), _OTHER) for index in found}
+
+
+def _legend(palette: dict[int, Colour], winners: np.ndarray, labels: Sequence[str]) -> tuple[list[str], list[Colour]]:
+    named = [index for index, colour in palette.items() if colour != _OTHER]
+    names, colours = [labels[index] for index in named], [palette[index] for index in named]
+    others = len(palette) - len(named)
+    if others:
+        share = np.isin(winners, named, invert=True).mean()
+        names.append(f"{others} other classes, {share:.0%} of what is coloured")
+        colours.append(_OTHER)
+    return names, colours
+
+
+def _drawn(peaks: list[tuple[int, int]], class_indices: np.ndarray) -> list[tuple[int, int]]:
+    # all where they are few; else as many of each class as leave room for those of the others, the strongest first
+    if len(peaks) <= _MOST_WINDOWS:
+        return peaks
+    seen: Counter[int] = Counter()
+    rounds: list[tuple[int, tuple[int, int]]] = []
+    for peak in peaks:
+        index = int(class_indices[peak])
+        rounds.append((seen[index], peak))
+        seen[index] += 1
+    kept = {peak for number, peak in sorted(rounds, key=lambda one: one[0])[: _MOST_WINDOWS // 2] if number < 3}
+    return [peak for peak in peaks if peak in kept]
 
 
 def _draw_window(
     draw: ImageDraw.ImageDraw, box: Corners, label: str, colour: tuple[int, ...], font: Font, chips: list[Corners]
 ) -> None:
-    """Draw a window's outline with its label on a chip in the upper left corner, unless it would cover one of chips."""
+    """Draw a window's outline with its label on a chip in the upper left corner, unless it would cover one of chips.
+
+    Windows of less than 12 pixels show nothing but their colour.
+    """
+    if min(box[2] - box[0], box[3] - box[1]) < _LEAST_WINDOW:
+        return
     line = max(1, (box[3] - box[1]) // 50)
     radius = (box[3] - box[1]) // 12
-    label = _shortened(label, font, box[2] - box[0])
+    label = shortened(label, font, box[2] - box[0])
     text = draw.textbbox((0, 0), label, font)
     pad = max(2, int(text[3]) // 5)
     chip = (box[0], box[1], box[0] + int(max(text[2], text[3])) + 2 * pad, box[1] + int(text[3]) + 2 * pad)
@@ -233,29 +246,4 @@ def _draw_window(
     chips.append(chip)
     draw.rounded_rectangle(box, radius, outline=colour, width=line)
     draw.rounded_rectangle(chip, radius, fill=colour)
-    draw.text(((chip[0] + chip[2]) / 2, (chip[1] + chip[3]) / 2), label, _BACKGROUND, font, anchor="mm")
-
-
-def _draw_labels(picture: np.ndarray, names: list[str], colours: list[np.ndarray]) -> Image.Image:
-    text = max(10, min(22, picture.shape[1] // 28))
-    font = _font(text)
-    more = len(names) - _MOST_LEGEND_ENTRIES
-    names = names[:_MOST_LEGEND_ENTRIES]
-    places, x, line = [], text, 0
-    for name in names:
-        needed = int(text * 2.6 + font.getlength(name))
-        if x + needed > picture.shape[1] and x > text:
-            x, line = text, line + 1
-        places.append((x, line))
-        x += needed
-    framed = _with_legend(picture, text * (2 * line + 3))
-    draw = ImageDraw.Draw(framed)
-    for name, colour, (x, line) in zip(names, colours, places, strict=False):
-        middle = picture.shape[0] + text * 3 // 2 + line * text * 2
-        chip = (x, middle - text // 2, x + text, middle + text // 2)
-        draw.rounded_rectangle(chip, text // 4, fill=tuple(int(value) for value in colour))
-        draw.text((x + text * 1.4, middle), name, _TEXT, font, anchor="lm")
-    if more > 0:
-        bottom = framed.height - text * 3 // 2
-        draw.text((framed.width - text, bottom), f"and {more} more", _FAINT, font, anchor="rm")
-    return framed
+    draw.text(((chip[0] + chip[2]) / 2, (chip[1] + chip[3]) / 2), label, BACKGROUND, font, anchor="mm")

@@ -21,13 +21,15 @@ def find_peaks(
     distance: tuple[float, float],
     threshold: float = 0.5,
     background: int | None = None,
+    most: int | None = None,
 ) -> list[tuple[int, int]]:
     """Return the (row, col) of each peak, the strongest first.
 
     class_indices, int (rows, cols), names each position's class, scores, float32 (rows, cols), its
     score. A peak has a score of at least threshold, is not of the background class, and no stronger
     one lies within distance (vertical, horizontal), in positions; strength is the mean over 3x3
-    positions, which puts a peak in the middle of a plateau. Raises ShapeError for other shapes.
+    positions, which puts a peak in the middle of a plateau. most: no more peaks than these. Raises
+    ShapeError for other shapes.
     """
     if scores.ndim != 2 or class_indices.shape != scores.shape:
         raise ShapeError(f"classes {class_indices.shape} and scores {scores.shape} must both be (rows, cols)")
@@ -39,7 +41,7 @@ def find_peaks(
     peaks: list[tuple[int, int]] = []
     while True:
         row, col = (int(index) for index in np.unravel_index(np.argmax(strength), scores.shape))
-        if not np.isfinite(strength[row, col]):
+        if not np.isfinite(strength[row, col]) or len(peaks) == most:
             return peaks
         peaks.append((row, col))
         near = (abs(rows - row) <= distance[0]) & (abs(cols - col) <= distance[1])
