@@ -7,12 +7,13 @@ from convserve.dense.merged import MergedRows, MergedStream, open_rows, streamed
 from convserve.dense.scoring import open_stream, score_map
 from convserve.dense.sliding import Sliding, sliding
 from convserve.dense.stream import RowStream, ScoreStream
-from convserve.dense.ways import EDGES, METHODS, Way, choose_way, predicted_seconds, sliding_ways
+from convserve.dense.ways import EDGES, METHODS, MOST_PASSES, Way, choose_way, predicted_seconds, sliding_ways
 from convserve.reduction import Reduction
 
 __all__ = [
     "EDGES",
     "METHODS",
+    "MOST_PASSES",
     "Capacity",
     "MergedRows",
     "MergedStream",

@@ -12,6 +12,7 @@ from convserve.dense.ways import MOST_PASSES, Way
 from convserve.engine.binding import Executor
 from convserve.engine.source import ImageRows
 from convserve.errors import InputError, RunCancelled, ShapeError
+from convserve.graph.restride import begins_with_convolutions
 from convserve.reduction import Reduction
 from convserve.results import Geometry, PlanBytes, SizedPlan
 
@@ -35,6 +36,11 @@ def open_rows(
     """
     if way.method == "crops":
         raise InputError('rows to come slide the network; method="crops" needs the whole image')
+    if way.edge == "pad" and not begins_with_convolutions(way.engine.graph):
+        raise InputError(
+            'edge="pad" of rows to come is for networks that begin with convolutions;'
+            f" '{way.engine.graph.name}' does not: give the whole image"
+        )
     stream = MergedRows if way.merges else RowStream
     return stream(way, image, classes=classes, labels=labels, memory_budget=memory_budget)
 

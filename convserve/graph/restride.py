@@ -15,7 +15,7 @@ from convserve.graph.ir import Graph, Node
 from convserve.graph.ops import OPS, infer_volumes, windows
 from convserve.graph.window import POINT
 
-__all__ = ["coarsened", "extended", "least_work", "refined", "strides_of"]
+__all__ = ["begins_with_convolutions", "coarsened", "extended", "least_work", "refined", "strides_of"]
 
 Pair = tuple[int, int]
 Levels = dict[int, int]
@@ -226,13 +226,19 @@ def _thinning(tensor: str, name: str, times: Pair) -> Node:
 # ---- wider
 
 
+def begins_with_convolutions(graph: Graph) -> bool:
+    """Tell whether nothing but convolutions reads the image."""
+    first = [node for node in graph.nodes if graph.input_name in node.inputs]
+    return all(node.op == "Conv" and len(node.inputs) == 1 for node in first)
+
+
 def extended(graph: Graph, bottom: int, right: int) -> Graph:
     """Return the form of a graph that sees so many rows and columns of zeros behind the end of any image.
 
-    Convolutions that read the image pad them; otherwise a Pad comes first, which needs the image's height.
+    Convolutions that read the image pad them (begins_with_convolutions); otherwise a Pad comes first, which needs the
+    image's height.
     """
-    first = [node for node in graph.nodes if graph.input_name in node.inputs]
-    if all(node.op == "Conv" and node.inputs.count(graph.input_name) == 1 == len(node.inputs) for node in first):
+    if begins_with_convolutions(graph):
         nodes = []
         for node in graph.nodes:
             if graph.input_name in node.inputs:
