@@ -9,7 +9,7 @@ TORCHVISION := 0.28.0
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test torch lint conformance bench bench-memory fuzz soak huge train clean
+.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense fuzz soak huge train clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench: build $(VENV)/with-bench ## time all networks beside ONNX Runtime and Ope
 
 bench-memory: build $(VENV)/with-bench ## measure what runs, maps and servers take, beside the same; MEMORY='--short'
 	$(PY) -m benchmarks.memory --json bench-out/memory.json $(MEMORY)
+
+bench-dense: build $(VENV)/with-bench ## time score maps against crops, other strides and the same; DENSE='--cases ways'
+	$(PY) -m benchmarks.dense --json bench-out/dense.json $(DENSE)
 
 fuzz: build $(VENV)/with-test ## damage containers, ONNX files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
 	$(PY) tests/fuzz.py $(FUZZ)

@@ -18,7 +18,10 @@ __all__ = ["ENGINES", "EngineKind", "Opened", "installed"]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A loaded network: run(x) takes float32 (N, C, H, W) and gives its first output; facts are for the record."""
+    """A loaded network: run(x) takes float32 (N, C, H, W) and gives its first output; facts are for the record.
+
+    Where the image is larger than the network's window, convserve gives its score map, as (1, classes, rows, cols).
+    """
 
     run: Callable[[np.ndarray], np.ndarray]
     facts: dict[str, Any]
@@ -60,6 +63,8 @@ def _open_convserve(path: Path, threads: int, x: np.ndarray) -> Opened:
     model = load(path, threads=threads)
 
     def run(x: np.ndarray) -> np.ndarray:
+        if x.shape[2:] != model.window:
+            return model.score_map(x).scores.transpose(2, 0, 1)[None]
         found = model.run(x)
         return next(iter(found.values())) if isinstance(found, dict) else found
 

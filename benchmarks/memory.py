@@ -20,7 +20,7 @@ from benchmarks.residency import Sampler
 from benchmarks.servers import after_classifications, two_servers
 from convserve.cli.arguments import count
 
-__all__ = ["main"]
+__all__ = ["Networks", "main"]
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "results": [],
     }
     with tempfile.TemporaryDirectory(prefix="convserve-memory-") as name:
-        folder = _Networks(Path(name))
+        folder = Networks(Path(name))
         for number, case in enumerate(cases, 1):
             progress.print(f"{number} of {len(cases)}: {case.title}")
             for row in _measured(case, folder, engines, options.threads):
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any("error" in row or row.get("met") is False for row in document["results"]))
 
 
-class _Networks:
+class Networks:
     """Files of networks, each written when it is first asked for, by a process that ends."""
 
     def __init__(self, folder: Path) -> None:
@@ -96,7 +96,7 @@ def _child(module: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _measured(case: Case, networks: _Networks, engines: list[str], threads: int) -> Iterator[Row]:
+def _measured(case: Case, networks: Networks, engines: list[str], threads: int) -> Iterator[Row]:
     if "convserve" in engines:
         for algorithm in case.algorithms:
             row: Row = {"engine": "convserve", "algorithm": algorithm}

@@ -392,3 +392,7 @@ class Model:
             score_bytes=score_bytes,
             layout=layout,
         ).plan
+
+    def plan_ways(self, height: int, width: int, **options: Any) -> list[dense.WayPlan]:
+        """Return what each way to a score map at a stride is predicted to take, as dense.plan_ways tells."""
+        return dense.plan_ways(self._engine((self.graph.outputs[0].name,)), height, width, **options)

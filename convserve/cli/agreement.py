@@ -22,7 +22,7 @@ def verify_against(args: argparse.Namespace, model: "Model") -> None:
 
     Raises InputError where the two cannot be compared.
     """
-    if args.stride is not None or args.plot is not None or args.method != "dense":
+    if args.stride is not None or args.plot is not None or args.method != "auto":
         raise InputError("--stride, --method and --plot compare with crops; they cannot be given with --against")
     reference = load_net(args.against, args, preprocess=model.preprocess)
     for what, found, wanted in (

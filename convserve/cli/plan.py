@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convserve.cli.arguments import add_command, add_net, add_run_options, count, load_net, size_pair
-from convserve.cli.output import plan_fields, print_json
+from convserve.cli.output import plan_fields, print_json, size_text
 from convserve.errors import InputError
+
+if TYPE_CHECKING:
+    from convserve.dense import WayPlan
 
 __all__ = ["register", "run"]
 
@@ -18,11 +21,15 @@ def register(commands: Any) -> None:
         "plan",
         help="print what a run over images of a size takes, to the byte, without running",
         example="convserve plan vgg16.onnx --size 4096x4096 --memory-budget 256MiB\n"
+        "convserve plan vgg16.onnx --size 1024x1024 --stride 8\n"
         "convserve plan vgg16.onnx --plot arena.png",
     )
     add_net(parser)
     parser.add_argument("--size", type=size_pair, metavar="HxW", help="image size (default: the network's window)")
     parser.add_argument("--batch", type=count, default=1, metavar="N", help="images that run together (default 1)")
+    parser.add_argument(
+        "--stride", type=count, metavar="N", help="of a score map: print what each way to it is predicted to take"
+    )
     parser.add_argument("--steps", action="store_true", help="print every step too")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the arena over time: what lies where, and when")
     add_run_options(parser)
@@ -41,18 +48,40 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"the network {model.name} has no window of its own; give --size HxW")
     if args.plot is not None and Path(args.plot).suffix != ".png":
         raise InputError(f"the plot is {args.plot!r}; its name must end in .png")
-    plan = model.plan(*size, batch=args.batch)
+    ways = [] if args.stride is None else model.plan_ways(*size, stride=args.stride)
+    if ways and args.batch > 1:
+        raise InputError("--stride is of a score map, of one image; it cannot be given with --batch")
+    plan = ways[0].plan if ways else model.plan(*size, batch=args.batch)
     if args.plot is not None:
         arena_map(timeline(plan)).save(args.plot, optimize=True)
     if args.json:
         sizes = {"network": model.name, "height": size[0], "width": size[1], "batch": args.batch}
         others = {"pair_bytes": pair_bytes(plan), "activation_bytes": activation_bytes(plan)}
         counts = {"threads": plan.threads, "segments": plan.segment_of[-1] + 1, "steps": plan.step_count}
-        seconds = {"predicted_s": plan.predicted_s}
+        seconds: dict[str, Any] = {"predicted_s": plan.predicted_s}
+        if ways:
+            costs = [{"method": way.method, "passes": way.passes, "predicted_s": way.predicted_s} for way in ways]
+            seconds["ways"] = [{**cost, **plan_fields(way.plan)} for cost, way in zip(costs, ways, strict=True)]
         print_json({**sizes, **counts, **seconds, **plan_fields(plan), **others, "rings": ring_list(plan)})
         return
     print(plan.table())
+    if ways:
+        print(_ways_text(ways, args.stride))
     if args.steps:
         print(plan.steps())
     if args.plot is not None:
         print(f"wrote {args.plot}")
+
+
+def _ways_text(ways: "list[WayPlan]", stride: int) -> str:
+    lines = [f"ways to stride {stride}; auto takes the first"]
+    for way in ways:
+        passes = f"{way.passes} pass" + ("es" if way.passes > 1 else "")
+        memory = size_text(way.plan.arena_bytes + way.plan.scratch_bytes)
+        lines.append(
+            f"  {way.method:<8} {passes:>10}, predicted {way.predicted_s:9.4f} s, {memory} of arena and scratch"
+        )
+    if len(ways) > 1:
+        ratio = ways[1].predicted_s / ways[0].predicted_s
+        lines.append(f"  {ways[0].method} is predicted {ratio:.2f} times as fast as {ways[1].method}")
+    return "\n".join(lines)

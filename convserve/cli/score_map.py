@@ -41,6 +41,18 @@ def register(commands: Any) -> None:
         "--class-index", dest="classes", action="append", type=int, metavar="N", help="the same, by its index from 0"
     )
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
+    parser.add_argument(
+        "--method",
+        choices=("auto", "shifted", "atrous", "crops"),
+        default="auto",
+        help="a finer stride by shifted passes or dilated layers (default: the faster), or the network on every crop",
+    )
+    parser.add_argument(
+        "--edge",
+        choices=("none", "pad", "align"),
+        default="none",
+        help="where windows do not fill the image: nothing (default), zeros, or the last windows moved to its end",
+    )
     _add_reduction(parser)
     _add_drawing(parser)
     add_where(parser, timeout=math.inf)
@@ -122,6 +134,8 @@ def run(args: argparse.Namespace) -> None:
                 "ring": found.ring,
                 "covered": found.covered,
                 "exactness": found.exactness,
+                "method": found.method,
+                "edge": found.edge,
                 **report_fields(found.report),
             }
         )
@@ -137,13 +151,21 @@ def _score(args: argparse.Namespace) -> ScoreMap:
     if not args.server:
         model = load_net(args.net, args)
         return model.score_map(
-            args.image, classes=args.classes, stride=args.stride, reduce=_reduction(args), progress=progress
+            args.image,
+            classes=args.classes,
+            stride=args.stride,
+            method=args.method,
+            edge=args.edge,
+            reduce=_reduction(args),
+            progress=progress,
         )
     with remote_client(args) as client:
         return client.score_map(
             args.image,
             model=args.model,
             stride=args.stride,
+            method=args.method,
+            edge=args.edge,
             classes=args.classes,
             reduce=_reduction(args),
             memory_budget=args.memory_budget,

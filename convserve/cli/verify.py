@@ -33,7 +33,9 @@ def register(commands: Any) -> None:
     add_net(parser, required=True)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file, at least as large as the window")
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
-    parser.add_argument("--method", default="dense", help="how the dense pass is computed (default dense)")
+    parser.add_argument(
+        "--method", default="auto", help="how the dense pass is computed: auto (default), shifted or atrous"
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw each position's largest difference over the image")
     parser.add_argument(
         "--against",
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
             if not args.json:
                 print(f"wrote {args.plot}")
     if args.json:
-        print_json({"network": model.name, "method": args.method, "images": reports})
+        print_json({"network": model.name, "images": reports})
     broken = [report["image"] for report in reports if report["exactness"] == "exact" and not report["same_bits"]]
     if broken:
         raise ConvserveError(f"{model.name} is exact, but its dense pass differs from its crops on {', '.join(broken)}")
@@ -97,6 +99,7 @@ def compare(dense: "ScoreMap", crops: "ScoreMap") -> dict[str, Any]:
         "classes": len(dense.classes),
         "stride": dense.stride,
         "exactness": dense.exactness,
+        "method": dense.method,
         "ring": dense.ring,
         "same_bits": bool(same.all()),
         "same_bits_positions": int(same.all(axis=2).sum()),
@@ -143,7 +146,7 @@ def _text(report: dict[str, Any]) -> str:
         (
             report["image"],
             f"  {report['rows']}x{report['cols']} = {positions:,} positions of {report['classes']} class(es)"
-            f" at stride {'x'.join(map(str, report['stride']))}",
+            f" at stride {'x'.join(map(str, report['stride']))}, {report['method']}",
             f"  {report['exactness']}: {promise}",
             f"  {bits}; difference: max {largest}, mean {mean}{where}",
             f"  the same best class at {100 * report['top1_agreement']:.2f} % of the positions",

@@ -7,7 +7,18 @@ from convserve.dense.merged import MergedRows, MergedStream, open_rows, streamed
 from convserve.dense.scoring import open_stream, score_map
 from convserve.dense.sliding import Sliding, sliding
 from convserve.dense.stream import RowStream, ScoreStream
-from convserve.dense.ways import EDGES, METHODS, MOST_PASSES, Way, choose_way, predicted_seconds, sliding_ways
+from convserve.dense.ways import (
+    EDGES,
+    METHODS,
+    MOST_PASSES,
+    Way,
+    WayPlan,
+    choose_way,
+    plan_way,
+    plan_ways,
+    predicted_seconds,
+    sliding_ways,
+)
 from convserve.reduction import Reduction
 
 __all__ = [
@@ -22,12 +33,15 @@ __all__ = [
     "ScoreStream",
     "Sliding",
     "Way",
+    "WayPlan",
     "capacity",
     "choose_way",
     "class_indices",
     "mean_scores",
     "open_rows",
     "open_stream",
+    "plan_way",
+    "plan_ways",
     "predicted_seconds",
     "score_map",
     "sliding",

@@ -9,10 +9,22 @@ from convserve.engine.engine import Engine
 from convserve.errors import InputError, MemoryBudgetError, UnsupportedOpError
 from convserve.graph.ir import Graph
 from convserve.graph.restride import coarsened, extended, least_work
-from convserve.plan.plan import make_plan
+from convserve.plan.plan import Plan, make_plan
 from convserve.results import Geometry
 
-__all__ = ["EDGES", "METHODS", "MOST_PASSES", "Start", "Way", "choose_way", "predicted_seconds", "sliding_ways"]
+__all__ = [
+    "EDGES",
+    "METHODS",
+    "MOST_PASSES",
+    "Start",
+    "Way",
+    "WayPlan",
+    "choose_way",
+    "plan_way",
+    "plan_ways",
+    "predicted_seconds",
+    "sliding_ways",
+]
 
 METHODS = ("auto", "dense", "shifted", "atrous", "crops")
 EDGES = ("none", "pad", "align")
@@ -102,6 +114,16 @@ class Way:
         return (positions - 1) * self.slide.stride[axis] + self.slide.window[axis]
 
 
+@dataclass(frozen=True, slots=True)
+class WayPlan:
+    """What a way is predicted to take: its passes one after the other, each with the memory of the first's plan."""
+
+    method: str
+    passes: int
+    predicted_s: float
+    plan: Plan
+
+
 def sliding_ways(engine: Engine, stride: int | Pair | None, *, edge: str = "none") -> dict[str, Way]:
     """Return the ways, by method, in which a network that slides gives a map at a stride.
 
@@ -165,8 +187,9 @@ def choose_way(
     if "dense" in ways:
         return ways["dense"]
     if method == "atrous" and "atrous" not in ways:
-        # says which stride, and why not
-        least_work(engine.graph, ways["shifted"].stride)
+        # says at which stride there is none, and why
+        steps, own = ways["shifted"].stride, sliding(engine.graph).stride
+        least_work(engine.graph, (min(steps[0], own[0]), min(steps[1], own[1])))
     if method in ways:
         return ways[method]
     slide = ways["shifted"].slide
@@ -180,17 +203,39 @@ def choose_way(
 
 
 def predicted_seconds(way: Way, height: int, width: int, *, memory_budget: int | None = None) -> float:
-    """Return what the passes of a way over an image are predicted to take, as the engine would plan them.
-
-    Infinite where no plan fits the budget.
-    """
-    rows, cols = way.slide.positions(height, width, way.slide.stride)
-    seen = way.extent(0, rows) or height, way.extent(1, cols) or width
+    """Return what the passes of a way over an image are predicted to take; infinite where no plan fits the budget."""
     try:
-        plan = way.engine.executor(*seen, sink_rows=[rows], memory_budget=memory_budget).plan
+        return plan_way(way, height, width, memory_budget=memory_budget).predicted_s
     except MemoryBudgetError:
         return math.inf
-    return float(plan.predicted_s) * math.prod(way.shifts)
+
+
+def plan_way(way: Way, height: int, width: int, *, memory_budget: int | None = None) -> "WayPlan":
+    """Return what a way over an image is predicted to take. Raises ShapeError, MemoryBudgetError."""
+    rows, cols = way.slide.positions(height, width, way.slide.stride)
+    seen = way.extent(0, rows) or height, way.extent(1, cols) or width
+    plan: Plan = way.engine.executor(*seen, sink_rows=[rows], memory_budget=memory_budget).plan
+    passes = math.prod(way.shifts)
+    return WayPlan(way.method, passes, plan.predicted_s * passes, plan)
+
+
+def plan_ways(
+    engine: Engine,
+    height: int,
+    width: int,
+    *,
+    stride: int | Pair | None = None,
+    edge: str = "none",
+    memory_budget: int | None = None,
+) -> list[WayPlan]:
+    """Return what each way over an image at a stride is predicted to take, first the one that "auto" takes.
+
+    memory_budget: bytes. Raises InputError, ShapeError, UnsupportedOpError, MemoryBudgetError.
+    """
+    ways = sliding_ways(engine, stride, edge=edge)
+    first = choose_way(engine, "auto", stride, edge=edge, height=height, width=width, memory_budget=memory_budget)
+    methods = sorted(ways, key=lambda method: method != first.method)
+    return [plan_way(ways[method], height, width, memory_budget=memory_budget) for method in methods]
 
 
 def _least_seconds(way: Way, height: int, width: int) -> float:
