@@ -1,4 +1,4 @@
-"""Builds the Cython kernels, the executor, the C micro-kernels and the gRPC stubs; the rest is in pyproject.toml."""
+"""Builds the Cython modules, the C micro-kernels and the modules of the .proto files; the rest is in pyproject.toml."""
 
 import os
 from pathlib import Path
@@ -14,13 +14,17 @@ HEADERS = ("kernels", "body", "functions", "activations", "norms", "winograd")
 MICRO_KERNELS = [f"convserve/kernels/cs_{isa}.c" for isa in ("portable", "avx2", "avx512")]
 
 
-PROTO = Path("protos/convserve/wire/convserve.proto")
+PROTOS = {
+    "protos/convserve/wire/convserve.proto": ("python", "pyi", "grpc_python"),
+    "protos/convserve/formats/caffe/net.proto": ("python", "pyi"),
+}
+"""The .proto files, and what is generated of each."""
 
 
 class Stubs(Command):
-    """Generates convserve/wire/convserve_pb2.py, its types and convserve_pb2_grpc.py from the .proto file."""
+    """Generates the _pb2.py modules, their types and those of gRPC from the .proto files."""
 
-    description = "generate the gRPC stubs"
+    description = "generate the modules of the .proto files"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
@@ -35,9 +39,10 @@ class Stubs(Command):
         from grpc_tools import protoc
 
         include = Path(grpc_tools.__file__).with_name("_proto")
-        outputs = [f"--{kind}_out=." for kind in ("python", "pyi", "grpc_python")]
-        if protoc.main(["protoc", "-Iprotos", f"-I{include}", *outputs, str(PROTO)]):
-            raise SystemExit(f"no stubs could be made of {PROTO}")
+        for proto, kinds in PROTOS.items():
+            outputs = [f"--{kind}_out=." for kind in kinds]
+            if protoc.main(["protoc", "-Iprotos", f"-I{include}", *outputs, proto]):
+                raise SystemExit(f"no stubs could be made of {proto}")
 
 
 class BuildPy(build_py):

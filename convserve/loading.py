@@ -1,6 +1,7 @@
 """Loading: from an ONNX file, a native container or a graph to a Model; building: from a name or a pattern."""
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from convserve.errors import InputError, ModelFormatError, ModelNotFoundError
 from convserve.formats.algorithms import without_winograd
+from convserve.formats.caffe_paths import is_caffe, weights_path
 from convserve.formats.container import Container, is_container, read_container
 from convserve.formats.container_writer import hold_container, write_container
 from convserve.formats.conversion import Form, file_container, held_container, text_container
@@ -25,6 +27,7 @@ from convserve.results import Storage
 from convserve.settings import parse_budget
 
 if TYPE_CHECKING:
+    from convserve.formats.caffe import CaffeFiles
     from convserve.formats.onnx import OnnxFile
     from convserve.formats.state_dict import StateDict
 
@@ -34,6 +37,7 @@ __all__ = ["build", "import_network", "is_network", "load"]
 def load(
     source: str | os.PathLike[str] | bytes | Graph,
     *,
+    parameters: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     algorithm: str = "auto",
@@ -45,8 +49,9 @@ def load(
     cache: bool = True,
     evict_weights: bool = False,
 ) -> Model:
-    """Return the Model of an ONNX file, a native container (memory-mapped), ONNX bytes or a Graph.
+    """Return the Model of an ONNX file, a Caffe network, a native container (memory-mapped), ONNX bytes or a Graph.
 
+    parameters: the .caffemodel of a .prototxt; default NAME.caffemodel beside NAME.prototxt.
     preprocess, labels: what classify and score_map do to images and call classes (labels: a list, or a text
     file with one a line); default what the container holds. algorithm: "auto" or "gemm". weights: what they
     are stored as, "fp32", "fp16" or "bf16", rounded once and widened as they are read; default as the file has them
@@ -55,10 +60,11 @@ def load(
     refuses the network; "pad" adds zeros at the bottom and right of the layer's input, "crop" cuts rows and columns off
     there, so that its last window is whole. A container keeps what it was imported with.
     memory_budget: bytes or a text such as "64MiB" for arena, scratch and held scores of each run.
-    window: (height, width) for an ONNX file that leaves its input size open. cache: pack an ONNX file once, into
-    $XDG_CACHE_HOME/convserve, and map that; without, or where that folder cannot be written, its weights take
-    private memory. model.storage says where they lie. evict_weights: release the pages of a layer's weights from the
-    process once a run has used them, so that about the largest layer is resident; each run maps them anew.
+    window: (height, width) for an ONNX file that leaves its input size open. cache: pack an ONNX file or a Caffe
+    network once, into $XDG_CACHE_HOME/convserve, and map that; without, or where that folder cannot be written, its
+    weights take private memory. model.storage says where they lie. evict_weights: release the pages of a layer's
+    weights from the process once a run has used them, so that about the largest layer is resident; each run maps them
+    anew.
     Raises ModelNotFoundError, ModelFormatError, UnsupportedOpError, InputError, MemoryBudgetError, and ModelError for
     a weight that is too large for its type.
     """
@@ -66,13 +72,17 @@ def load(
     _check_threads(threads)
     budget = parse_budget(memory_budget)
     name, because = "", ""
+    if isinstance(source, Graph | bytes) or not is_caffe(source):
+        _refuse_parameters(parameters)
     if isinstance(source, Graph):
         container, because = held_container(form.rewritten(source), form), "given as a graph"
     elif isinstance(source, bytes):
         container, because = held_container(_read_onnx(_onnx_file(source), form), form), "given as bytes"
     else:
         name = _existing(source).stem
-        if is_container(source):
+        if is_caffe(source):
+            container, because = _opened_caffe(source, parameters, form, cache=cache)
+        elif is_container(source):
             container, because = _opened_container(source, form, weights)
         else:
             container, because = _opened_onnx(source, form, cache=cache)
@@ -106,17 +116,17 @@ def build(
 ) -> Model:
     """Return the Model of a built-in network or of a pattern, trained, or with random weights to plan and measure it.
 
-    network: a name ("lenet", "alexnet", "zfnet", "googlenet", "vgg16", "resnet50", ...: graph.networks.NETWORKS), or
-    a pattern INPUT[HxWxD] -> layer -> ... Layers: CONV3-64 (window, filters; options S stride, P padding, D dilation,
-    G groups; padding keeps the size unless P or a stride says otherwise), LOCAL3-64 (unshared
-    filters), POOL2, AVGPOOL2 and L2POOL2 (S, P, D, CEIL), GLOBALPOOL, GLOBALAVGPOOL, FC-4096, RELU
+    network: a name ("lenet", "alexnet", "zfnet", "googlenet", "vgg16", "resnet50", ...: graph.networks.NETWORKS), the
+    path of a Caffe network's .prototxt, or a pattern INPUT[HxWxD] -> layer -> ... Layers: CONV3-64 (window, filters;
+    options S stride, P padding, D dilation, G groups; padding keeps the size unless P or a stride says otherwise),
+    LOCAL3-64 (unshared filters), POOL2, AVGPOOL2 and L2POOL2 (S, P, D, CEIL), GLOBALPOOL, GLOBALAVGPOOL, FC-4096, RELU
     and other activations (TANH, LEAKYRELU ALPHA0.1, ...), LRN5, BN, DROPOUT (computes nothing), SOFTMAX; [a -> b]*3
     repeats, and ? behind a layer or a group leaves it out where its windows do not fit. Spaces and line breaks do not
     matter; docs/patterns.md has the whole language.
-    parameters: a PyTorch state dict saved as safetensors, float32, float16 or bfloat16, by torchvision's names; a
-    built-in network then has as many classes as the file. seed: of random weights, which depend on it and on the
-    layers' names. cache: keep the packed weights in $XDG_CACHE_HOME/convserve, as those of an ONNX file. All else as
-    load has it.
+    parameters: for a .prototxt its .caffemodel; else a PyTorch state dict saved as safetensors, float32, float16 or
+    bfloat16, by torchvision's names; a built-in network then has as many classes as the file. seed: of random weights,
+    which depend on it and on the layers' names. cache: keep the packed weights in $XDG_CACHE_HOME/convserve, as those
+    of an ONNX file. All else as load has it.
     Raises PatternError, which points at the place, ShapeError where fit="error" refuses a layer, InputError,
     MemoryBudgetError; ModelNotFoundError, ModelFormatError or ModelError for parameters that are not there, are no
     safetensors file, or do not fit the network.
@@ -152,21 +162,23 @@ def import_network(
     fit: str = "floor",
     window: tuple[int, int] | None = None,
 ) -> tuple[Model, Graph]:
-    """Write an ONNX file, container or built network as a container; return what load gives of it, and what was read.
+    """Write an ONNX file, Caffe network, container or built network as a container.
 
-    Options as for load, and parameters as for build. Weights go from file to file piece by piece: neither side is
-    held. The graph that was read is not packed, or as the container had it. Raises what load and build raise, OSError
-    where the target cannot be written.
+    Returns what load gives of it, and what was read. Options as for load, and parameters as for build. Weights go from
+    file to file piece by piece: neither side is held. The graph that was read is not packed, or as the container had
+    it. Raises what load and build raise, OSError where the target cannot be written.
     """
     form = Form(algorithm, weights, fit, window)
     container = None
+    if not (is_network(os.fspath(source)) or is_caffe(source)):
+        _refuse_parameters(parameters)
     if is_network(os.fspath(source)):
         if window is not None:
             raise InputError("window is for files that leave their input size open; a built network has its own")
         graph = _built(os.fspath(source), 0, None if parameters is None else _state_dict(parameters), form)
-    elif parameters is not None:
-        raise InputError(f"parameters are for built-in networks and patterns; {os.fspath(source)!r} is neither")
-    elif is_container(_existing(source)):
+    elif is_caffe(_existing(source)):
+        graph = replace(_read_caffe(_caffe_files(source, parameters), form), name=Path(source).stem)
+    elif is_container(source):
         container, _ = _opened_container(source, form, None)
         graph = replace(container.graph, name=Path(source).stem)
     else:
@@ -182,7 +194,19 @@ def import_network(
     return load(target), graph
 
 
+def _refuse_parameters(parameters: str | os.PathLike[str] | None) -> None:
+    if parameters is not None:
+        raise InputError(
+            "parameters are for built-in networks and patterns, and for Caffe's .prototxt; this network has weights of"
+            f" its own, and does not take those in {os.fspath(parameters)!r}"
+        )
+
+
 def _built(network: str, seed: int, state: "StateDict | None", form: Form) -> Graph:
+    if is_caffe(network):
+        from convserve.formats.caffe import CaffeFiles
+
+        return form.rewritten(CaffeFiles(_existing(network)).untrained(random_parameters(seed)))
     if state is None:
         return form.rewritten(network_graph(network, random_parameters(seed), fit=form.fit))
     from convserve.formats.state_dict import state_dict_graph
@@ -258,13 +282,44 @@ def _opened_onnx(path: str | os.PathLike[str], form: Form, *, cache: bool) -> tu
     return file_container(path, _onnx_file, lambda file: _read_onnx(file, form), form, options=str(form), cache=cache)
 
 
+def _opened_caffe(
+    network: str | os.PathLike[str], parameters: str | os.PathLike[str] | None, form: Form, *, cache: bool
+) -> tuple[Container, str]:
+    """Return a Caffe network's container, mapped from the cache, or in private memory with the reason why."""
+    # what the cache remembers the content of both files by
+    place = f"{os.path.abspath(network)} with {os.path.abspath(weights_path(network, parameters))}"
+    return file_container(
+        place,
+        lambda _: _caffe_files(network, parameters),
+        lambda files: _read_caffe(files, form),
+        form,
+        options=str(form),
+        cache=cache,
+    )
+
+
+def _caffe_files(network: str | os.PathLike[str], parameters: str | os.PathLike[str] | None) -> "CaffeFiles":
+    from convserve.formats.caffe import CaffeFiles
+
+    return CaffeFiles(network, weights_path(network, parameters))
+
+
+def _read_caffe(files: "CaffeFiles", form: Form) -> Graph:
+    return form.rewritten(files.graph(form.window))
+
+
 def _opened_network(
     network: str, seed: int, parameters: str | os.PathLike[str] | None, form: Form, *, cache: bool
 ) -> tuple[Container, str]:
     """Return a built network's container, mapped from the cache, or in private memory with the reason why."""
     if parameters is None:
         made = functools.partial(_built, network, seed, None, form)
-        return text_container(f"{seed} {network}", made, form, what=network, cache=cache)
+        text = f"{seed} {network}"
+        if is_caffe(network):
+            text += hashlib.sha256(_existing(network).read_bytes()).hexdigest()
+        return text_container(text, made, form, what=network, cache=cache)
+    if is_caffe(network):
+        return _opened_caffe(network, parameters, form, cache=cache)
     options = f"{form} {network}"
     return file_container(
         parameters, _state_dict, lambda file: _built(network, seed, file, form), form, options=options, cache=cache

@@ -19,6 +19,7 @@ __all__ = [
     "add_command",
     "add_fit",
     "add_net",
+    "add_parameters",
     "add_run_options",
     "add_where",
     "byte_count",
@@ -35,7 +36,10 @@ BUNDLED = Path(__file__).parents[1] / "bundled" / "digits.convserve"
 FITS = ("floor", "error", "pad", "crop")
 """What --fit takes, as load(fit=) does."""
 
-_NET = "ONNX file, .convserve container, built-in network (vgg16, resnet50, ...) or pattern (INPUT[32x32x3] -> ...)"
+_NET = (
+    "ONNX file, Caffe's .prototxt, .convserve container, built-in network (vgg16, resnet50, ...) or pattern"
+    " (INPUT[32x32x3] -> ...)"
+)
 
 
 def add_command(commands: Any, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
@@ -66,6 +70,17 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         choices=FITS,
         default="floor",
         help="where strides do not fit a volume: round down (default), refuse, pad it, or crop it",
+    )
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    """Add --parameters."""
+    parser.add_argument(
+        "--parameters",
+        metavar="FILE",
+        help="weights of a network that has none of its own: a PyTorch state dict in a safetensors file for a built-in"
+        " network or a pattern (default: random weights), or the .caffemodel of a .prototxt (default: the one of its"
+        " name beside it)",
     )
 
 
@@ -100,6 +115,8 @@ def remote_client(args: argparse.Namespace) -> "Client":
         raise InputError("--threads cannot be given together with --server, whose threads are its own")
     if args.fit != "floor":
         raise InputError("--fit cannot be given together with --server, whose networks are loaded already")
+    if args.parameters is not None:
+        raise InputError("--parameters cannot be given together with --server, whose networks are loaded already")
     token = None
     if args.token is not None:
         try:
@@ -110,8 +127,9 @@ def remote_client(args: argparse.Namespace) -> "Client":
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add --fit, --threads, --memory-budget, --no-cache and --evict-weights."""
+    """Add --fit, --parameters, --threads, --memory-budget, --no-cache and --evict-weights."""
     add_fit(parser)
+    add_parameters(parser)
     parser.add_argument("--threads", type=count, metavar="N", help="threads of a run (default: all of this process)")
     parser.add_argument(
         "--memory-budget", type=byte_count, metavar="BYTES", help='for arena, scratch and held scores, e.g. "64MiB"'
@@ -133,6 +151,7 @@ def load_net(net: str | None, args: argparse.Namespace, **options: Any) -> "Mode
     return open_net(
         net,
         fit=args.fit,
+        parameters=args.parameters,
         threads=args.threads,
         memory_budget=args.memory_budget,
         cache=not args.no_cache,
@@ -141,15 +160,27 @@ def load_net(net: str | None, args: argparse.Namespace, **options: Any) -> "Mode
     )
 
 
-def open_net(net: str | None, *, window: tuple[int, int] | None = None, **options: Any) -> "Model":
-    """Return the model of a file, a built-in network or a pattern (None: the bundled network); options of load."""
+def open_net(
+    net: str | None,
+    *,
+    window: tuple[int, int] | None = None,
+    parameters: str | None = None,
+    untrained: bool = False,
+    **options: Any,
+) -> "Model":
+    """Return the model of a file, a built-in network or a pattern (None: the bundled network); options of load.
+
+    untrained: random weights will do for a file without any.
+    """
+    from convserve.formats.caffe_paths import is_untrained
     from convserve.loading import build, is_network, load
 
-    if net is None or not is_network(net):
-        return load(net or BUNDLED, window=window, **options)
+    random = untrained and parameters is None and net is not None and is_untrained(net)
+    if net is None or not (random or is_network(net)):
+        return load(net or BUNDLED, window=window, parameters=parameters, **options)
     if window is not None:
         raise InputError("--window is for files that leave their input size open; a built network has its own")
-    return build(net, **options)
+    return build(net, parameters=parameters, **options)
 
 
 def byte_count(text: str) -> int:

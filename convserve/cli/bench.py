@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     # what Python imports is no part of the network's load time
     import_module("convserve.loading")
     start = time.perf_counter()
-    model = load_net(args.net, args)
+    model = load_net(args.net, args, untrained=True)
     load_s = time.perf_counter() - start
     if model.window is None:
         raise InputError(f"the network {model.name} has no window of its own; import it with --window HxW")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from convserve.cli.arguments import add_command, add_fit, add_net, size_pair
+from convserve.cli.arguments import add_command, add_fit, add_net, add_parameters, size_pair
 from convserve.cli.output import print_json, size_text
 from convserve.errors import InputError
 
@@ -19,15 +19,13 @@ def register(commands: Any) -> None:
         help="write a network, its labels and preprocessing into one .convserve file",
         example="convserve import resnet50.onnx -o resnet50.convserve --labels imagenet.txt \\\n"
         "    --resize 256 --crop 224 --scale 0.003921568627 --mean .485,.456,.406 --std .229,.224,.225\n"
-        "convserve import resnet50 --parameters resnet50.safetensors -o resnet50.convserve",
+        "convserve import resnet50 --parameters resnet50.safetensors -o resnet50.convserve\n"
+        "convserve import deploy.prototxt --parameters vgg16.caffemodel -o vgg16.convserve \\\n"
+        "    --resize 256 --crop 224 --channels bgr --mean 103.939,116.779,123.68",
     )
     add_net(parser, required=True)
     parser.add_argument("-o", "--output", required=True, metavar="NET.convserve", help="the file to write")
-    parser.add_argument(
-        "--parameters",
-        metavar="FILE",
-        help="safetensors file of a PyTorch state dict, for a built-in network or a pattern (without: random weights)",
-    )
+    add_parameters(parser)
     parser.add_argument("--labels", metavar="FILE", help="text file with one label a line")
     parser.add_argument("--window", type=size_pair, metavar="HxW", help="input size, where the file leaves it open")
     add_fit(parser)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from convserve.plan.report import activation_bytes, pair_bytes, ring_list
     from convserve.plan.timeline import timeline
 
-    model = load_net(args.net, args)
+    model = load_net(args.net, args, untrained=True)
     size = args.size or model.window
     if size is None:
         raise InputError(f"the network {model.name} has no window of its own; give --size HxW")

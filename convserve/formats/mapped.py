@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from convserve.errors import ModelFormatError
+from convserve.errors import ModelFormatError, ModelNotFoundError
 
 __all__ = ["MappedFiles"]
 
@@ -18,6 +18,16 @@ class MappedFiles:
     def __init__(self) -> None:
         self.files: dict[str, os.stat_result] = {}
         """What was mapped: each file's path, and what the system said of it then."""
+
+    def map(self, path: Path) -> np.ndarray:
+        """Return a file's bytes as mapped() does. Raises ModelNotFoundError, ModelFormatError if it is unreadable."""
+        try:
+            with path.open("rb") as stream:
+                return self.mapped(stream, path)
+        except FileNotFoundError:
+            raise ModelNotFoundError(f"there is no file '{path}'") from None
+        except OSError as error:
+            raise ModelFormatError(f"'{path}' cannot be read: {error.strerror}") from error
 
     def mapped(self, stream: BinaryIO, path: Path) -> np.ndarray:
         """Return an open file's bytes, uint8, read-only: mapped, or read where it is no regular file."""

@@ -16,8 +16,9 @@ __all__ = ["MOST_PARAMETERS", "Assembler", "Parameters", "no_parameters", "rando
 Parameters = Callable[[str, str, tuple[int, ...], float], np.ndarray]
 """Gives a parameter, float32 of a shape: (layer, parameter, shape, gain) -> array.
 
-layer: the node's name. parameter: "weight" or "bias" of Conv (M, C/group, kh, kw), LocallyConnected
-(oh, ow, group, C/group*kh*kw, M/group) and Gemm (M, K); "scale", "bias", "mean" or "var" of BatchNormalization (C,).
+layer: the node's name. parameter: "weight" or "bias" of Conv (M, C/group, kh, kw), ConvTranspose (C, M/group, kh, kw),
+LocallyConnected (oh, ow, group, C/group*kh*kw, M/group) and Gemm (M, K); "scale", "bias", "mean" or "var" of
+BatchNormalization (C,); what else is asked for by name.
 gain: by which a drawn layer may raise the power of what it reads.
 """
 
@@ -55,9 +56,11 @@ class Assembler:
     a layer does not fit its input.
     """
 
-    def __init__(self, name: str, volume: Volume, parameters: Parameters, *, fit: str = "floor") -> None:
+    def __init__(
+        self, name: str, volume: Volume, parameters: Parameters, *, input_name: str = "image", fit: str = "floor"
+    ) -> None:
         self.name = name
-        self.input = "image"
+        self.input = input_name
         self.volumes = {self.input: volume}
         self.nodes: list[Node] = []
         self.fit = fit
@@ -84,7 +87,8 @@ class Assembler:
         self.volumes |= volumes
         return name
 
-    def _drawn(self, name: str, shapes: dict[str, tuple[int, ...]], gain: float) -> dict[str, np.ndarray]:
+    def drawn(self, name: str, shapes: dict[str, tuple[int, ...]], gain: float = 1.0) -> dict[str, np.ndarray]:
+        """Return a layer's parameters of these shapes from their source; errors where they are too many."""
         count = self.parameter_count + sum(math.prod(shape) for shape in shapes.values())
         if count > MOST_PARAMETERS:
             raise ModelError(f"up to '{name}' the network has {count:,} parameters; allowed: {MOST_PARAMETERS:,}")
@@ -107,13 +111,21 @@ class Assembler:
         dilations: tuple[int, int] = (1, 1),
         group: int = 1,
         bias: bool = True,
+        transposed: bool = False,
     ) -> str:
-        """Add a Conv; bias=False: zeros that the parameters' source is not asked for."""
+        """Add a Conv, or a ConvTranspose; bias=False: zeros that the parameters' source is not asked for."""
         channels = self._channels_of_group(x, name, filters, group)
-        shapes = {"weight": (filters, channels, *kernel_shape), "bias": (filters,)}
-        params = {} if bias else {"bias": np.zeros(shapes.pop("bias"), np.float32)}
         attrs = {**_window(kernel_shape, strides, pads, dilations), "group": group, "activation": ""}
-        return self.add("Conv", name, x, attrs, self._drawn(name, shapes, 2.0) | params)
+        if transposed:
+            params = self._weighted(name, (channels * group, filters // group, *kernel_shape), filters, bias)
+            return self.add("ConvTranspose", name, x, attrs | {"output_padding": (0, 0)}, params)
+        params = self._weighted(name, (filters, channels, *kernel_shape), filters, bias)
+        return self.add("Conv", name, x, attrs, params)
+
+    def _weighted(self, name: str, shape: tuple[int, ...], filters: int, bias: bool) -> dict[str, np.ndarray]:
+        if bias:
+            return self.drawn(name, {"weight": shape, "bias": (filters,)}, 2.0)
+        return self.drawn(name, {"weight": shape}, 2.0) | {"bias": np.zeros(filters, np.float32)}
 
     def locally_connected(
         self,
@@ -136,7 +148,7 @@ class Assembler:
             volume = OPS["MaxPool"].volume(step, [volume])
         places = (volume.height or 1, volume.width or 1)
         shapes = {"weight": (*places, group, taps, filters // group), "bias": (*places, filters)}
-        return self.add("LocallyConnected", name, x, attrs, self._drawn(name, shapes, 2.0))
+        return self.add("LocallyConnected", name, x, attrs, self.drawn(name, shapes, 2.0))
 
     def _channels_of_group(self, x: str, name: str, filters: int, group: int) -> int:
         channels = self.volumes[x].channels
@@ -155,24 +167,26 @@ class Assembler:
         pads: tuple[int, int, int, int] = (0, 0, 0, 0),
         dilations: tuple[int, int] = (1, 1),
         ceil_mode: bool = False,
+        count_include_pad: bool = False,
     ) -> str:
-        """Add a MaxPool, an AveragePool, which leaves the padding out, or an LpPool of the 2-norm."""
-        attrs = {"ceil_mode": ceil_mode, "count_include_pad": False, **({"p": 2} if op == "LpPool" else {})}
+        """Add a MaxPool, an AveragePool, which leaves the padding out or counts it, or an LpPool of the 2-norm."""
+        attrs = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad, **({"p": 2} if op == "LpPool" else {})}
         return self.add(op, name, x, _window(kernel_shape, strides, pads, dilations) | attrs)
 
-    def fully_connected(self, x: str, name: str, outputs: int) -> str:
-        """Add a Gemm over the whole volume, behind a Flatten where that has more than one position."""
+    def fully_connected(self, x: str, name: str, outputs: int, *, bias: bool = True) -> str:
+        """Add a Gemm over the whole volume, behind a Flatten where that has more than one position. bias: as for conv.
+        """
         volume = self.volumes[x]
         if (volume.height, volume.width) != (1, 1):
             x = self.add("Flatten", f"{name}.flatten", x, {"kernel_shape": (volume.height, volume.width)})
-        shapes = {"weight": (outputs, self.volumes[x].channels), "bias": (outputs,)}
-        return self.add("Gemm", name, x, {}, self._drawn(name, shapes, 2.0))
+        params = self._weighted(name, (outputs, self.volumes[x].channels), outputs, bias)
+        return self.add("Gemm", name, x, {}, params)
 
     def batch_normalization(self, x: str, name: str, *, epsilon: float = 1e-5, gain: float = 1.0) -> str:
         """Add a BatchNormalization over the channels."""
         channels = (self.volumes[x].channels,)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("scale", "bias", "mean", "var"), channels)
-        return self.add("BatchNormalization", name, x, {"epsilon": epsilon}, self._drawn(name, shapes, gain))
+        return self.add("BatchNormalization", name, x, {"epsilon": epsilon}, self.drawn(name, shapes, gain))
 
     def graph(self, x: str) -> Graph:
         """Return the checked Graph that shows a tensor: as (C,) where it has one position, else as a volume."""

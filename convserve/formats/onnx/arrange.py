@@ -11,7 +11,7 @@ import numpy as np
 
 from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import Size, View
+from convserve.formats.views import Size, View
 
 __all__ = ["along", "exchanged", "pointwise", "transposed"]
 

@@ -12,7 +12,7 @@ from onnx import helper
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import Size, Symbol
+from convserve.formats.views import Size, Symbol
 
 __all__ = ["FOLDS", "fold", "shape_array"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from convserve.errors import ModelError, ModelFormatError, ShapeError, UnsupportedOpError
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import Size, Symbol, View
+from convserve.formats.views import Size, Symbol, View
 from convserve.graph.ir import Node, Volume
 from convserve.graph.ops import OPS
 

@@ -14,7 +14,7 @@ from convserve.formats.onnx.source import FLOATS, Source
 from convserve.formats.onnx.spelled import FileNodes
 from convserve.formats.onnx.spelled_lrn import spelled_lrn
 from convserve.formats.onnx.spelled_strided import spelled_reshape
-from convserve.formats.onnx.views import BATCH, Size, Symbol, View
+from convserve.formats.views import BATCH, Size, Symbol, View
 from convserve.graph.ir import Graph, Output, Volume
 
 __all__ = ["load_onnx"]

@@ -8,6 +8,8 @@ import secrets
 
 from onnx import ModelProto
 
+from convserve.formats.wire_fields import BYTES, VARINT, fields
+
 __all__ = ["IN_MESSAGE", "parse_model"]
 
 IN_MESSAGE = f"\0{secrets.token_hex(8)}"
@@ -24,7 +26,6 @@ _WITHIN: dict[str, dict[int, str]] = {
     "attribute": {5: "tensor"},
     "tensor": {},
 }
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def parse_model(content: memoryview) -> ModelProto:
@@ -44,32 +45,18 @@ def _shortened(content: memoryview, begin: int, end: int, kind: str) -> list[byt
     pieces: list[bytes | memoryview] = []
     values: tuple[int, int] | None = None
     is_external = False
-    at = begin
-    while at < end:
-        start = at
-        tag, at = _varint(content, at, end)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            _, at = _varint(content, at, end)
-        elif wire_type in (_FIXED64, _FIXED32):
-            at += 8 if wire_type == _FIXED64 else 4
-        elif wire_type == _BYTES:
-            length, at = _varint(content, at, end)
-            inner, at = at, at + length
-        else:
-            raise ValueError("a group")
-        if at > end:
-            raise ValueError("a field ends behind its message")
+    for field in fields(content, begin, end):
+        number = field.number
         is_external |= kind == "tensor" and number in (_EXTERNAL_DATA, _DATA_LOCATION)
-        if wire_type != _BYTES or at - inner < _LONG:
-            pieces.append(content[start:at])
+        if field.wire_type != BYTES or field.end - field.begin < _LONG:
+            pieces.append(content[field.start : field.end])
         elif kind == "tensor" and number == _RAW_DATA and values is None:
-            values = inner, at
+            values = field.begin, field.end
         elif number in _WITHIN[kind]:
-            part = _shortened(content, inner, at, _WITHIN[kind][number])
+            part = _shortened(content, field.begin, field.end, _WITHIN[kind][number])
             pieces += [_key(number, sum(map(len, part))), *part]
         else:
-            pieces.append(content[start:at])
+            pieces.append(content[field.start : field.end])
     if values is None:
         return pieces
     if is_external:
@@ -82,26 +69,13 @@ def _pointer(begin: int, end: int) -> list[bytes]:
     for key, value in (("location", IN_MESSAGE), ("offset", str(begin)), ("length", str(end - begin))):
         entry = [_key(1, len(key)), key.encode(), _key(2, len(value)), value.encode()]
         pieces += [_key(_EXTERNAL_DATA, sum(map(len, entry))), *entry]
-    return [*pieces, bytes((_DATA_LOCATION << 3 | _VARINT, 1))]
+    return [*pieces, bytes((_DATA_LOCATION << 3 | VARINT, 1))]
 
 
 def _key(number: int, length: int) -> bytes:
     """Return what precedes a field of some length: its number and type, then the length."""
-    out = bytearray([number << 3 | _BYTES])
+    out = bytearray([number << 3 | BYTES])
     while length > 127:
         out.append(length & 127 | 128)
         length >>= 7
     return bytes((*out, length))
-
-
-def _varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
-    """Return the number at a place and the place behind it."""
-    value = shift = 0
-    while at < end and shift < 64:
-        byte = content[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise ValueError("a number without an end")

@@ -15,7 +15,7 @@ from convserve.formats.onnx.nodes_shapes import SHAPES
 from convserve.formats.onnx.nodes_transposed import TRANSPOSED
 from convserve.formats.onnx.nodes_windows import WINDOWS
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 
 __all__ = ["NODES"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.context import Context, as_float32, channel_values
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 
 __all__ = ["ACTIVATIONS_OF_ONNX", "affine"]
 

@@ -11,7 +11,7 @@ from convserve.formats.onnx.arrange import pointwise
 from convserve.formats.onnx.context import Context, as_float32, channel_values
 from convserve.formats.onnx.nodes_activations import affine
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 
 __all__ = ["ELEMENTWISE"]
 

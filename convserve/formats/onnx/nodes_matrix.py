@@ -8,7 +8,7 @@ from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.arrange import along
 from convserve.formats.onnx.context import Context, as_float32
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 
 __all__ = ["MATRIX"]
 

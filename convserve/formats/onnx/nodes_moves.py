@@ -7,7 +7,7 @@ from typing import Any
 from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 
 __all__ = ["MOVES", "depth_to_space_of"]
 

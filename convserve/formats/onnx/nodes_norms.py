@@ -10,7 +10,7 @@ from convserve.formats.onnx.arrange import along, pointwise
 from convserve.formats.onnx.context import Context, as_float32, axes_behind_batch, channel_values
 from convserve.formats.onnx.nodes_activations import affine
 from convserve.formats.onnx.source import LARGEST, Source
-from convserve.formats.onnx.views import Size, View
+from convserve.formats.views import Size, View
 
 __all__ = ["NORMS"]
 

@@ -11,7 +11,7 @@ from convserve.formats.onnx.arrange import exchanged, pointwise
 from convserve.formats.onnx.context import Context, axes_behind_batch
 from convserve.formats.onnx.nodes_activations import affine
 from convserve.formats.onnx.source import Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 
 __all__ = ["REDUCTIONS"]
 

@@ -11,7 +11,7 @@ from convserve.formats.onnx.arrange import exchanged, transposed
 from convserve.formats.onnx.context import Context, as_float32, axes_behind_batch
 from convserve.formats.onnx.nodes_moves import depth_to_space_of
 from convserve.formats.onnx.source import FLOATS, Source
-from convserve.formats.onnx.views import View, reshaped
+from convserve.formats.views import View, reshaped
 
 __all__ = ["SHAPES"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.source import LARGEST, Source
-from convserve.formats.onnx.views import View
+from convserve.formats.views import View
 from convserve.graph.ops import LARGEST_P
 
 __all__ = ["WINDOWS"]

@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, defs, numpy_helper
 
-from convserve.errors import ModelFormatError, ModelNotFoundError
+from convserve.errors import ModelFormatError
 from convserve.formats.mapped import MappedFiles
 from convserve.formats.onnx.message import IN_MESSAGE, parse_model
 
@@ -52,13 +52,7 @@ class OnnxFile(MappedFiles):
         else:
             path = Path(source)
             what, self.name, self.folder = f"'{path}'", path.stem, path.parent
-            try:
-                with path.open("rb") as stream:
-                    self.content = self.mapped(stream, path)
-            except FileNotFoundError:
-                raise ModelNotFoundError(f"there is no file {what}") from None
-            except OSError as error:
-                raise ModelFormatError(f"{what} cannot be read: {error.strerror}") from error
+            self.content = self.map(path)
         try:
             self.model = parse_model(self.content.data)
         except DecodeError:

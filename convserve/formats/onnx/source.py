@@ -8,13 +8,11 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from convserve.errors import ModelFormatError
 from convserve.formats.onnx.reader import OnnxFile
-from convserve.formats.onnx.views import Size
+from convserve.formats.views import LARGEST, Size
 
 __all__ = ["FLOATS", "LARGEST", "Source"]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-# Far above any network, far below where sizes computed from it would leave 64 bits.
-LARGEST = 1 << 24
 
 _REQUIRED: Any = object()
 _FIELDS = {

@@ -1,4 +1,4 @@
-"""Views: ONNX tensors as shapes laid over a volume, with sizes that the batch or the image decides as symbols."""
+"""Views: tensors of a file as shapes laid over a volume, with sizes that the batch or the image decides as symbols."""
 
 import math
 from collections import Counter
@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.graph.ir import Volume
 
-__all__ = ["BATCH", "Size", "Symbol", "View", "reshaped"]
+__all__ = ["BATCH", "LARGEST", "Size", "Symbol", "View", "reshaped"]
+
+LARGEST = 1 << 24
+"""The largest size that a file may ask for: far above any network, far below where products would leave 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ Size = int | Symbol
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One ONNX tensor: the values of a volume, in C, H, W order, under a shape (without the batch).
+    """One tensor of a file: the values of a volume, in C, H, W order, under a shape (without the batch).
 
     dims are the volume's sizes with symbols in place of None. channels_last: the values are in H, W, C order instead,
     and the shape is (H, W, C). rows: as in graph.ir.Output, for what is only shown.
@@ -75,7 +78,7 @@ def _quotient(total: Product, part: Product) -> Size | None:
 
 
 def reshaped(view: View, target: Sequence[Size], *, declared_batch: Size, allowzero: bool, what: str) -> View:
-    """Return a view under ONNX's target shape, batch first; 0 copies a size, -1 stands for the rest.
+    """Return a view under a target shape, batch first, as ONNX and Caffe: 0 copies a size, -1 stands for the rest.
 
     The batch stays free: a first size of 1, of the batch that the file declares, or of -1 is the batch.
     Raises UnsupportedOpError where values of several images would mix, ModelFormatError for a wrong shape.
