@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convserve.client import AsyncClient, Client
     from convserve.errors import (
+        AuthenticationError,
         ConvserveError,
         ImageError,
         InputError,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         ModelFormatError,
         ModelNotFoundError,
         PatternError,
+        PermissionDeniedError,
         RemoteError,
         RunCancelled,
         ServerBusy,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "AuthenticationError",
     "Client",
     "ConvserveError",
     "Geometry",
@@ -41,6 +44,7 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "PatternError",
+    "PermissionDeniedError",
     "Prediction",
     "Predictions",
     "Preprocess",

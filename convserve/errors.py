@@ -13,11 +13,14 @@ ConvserveError
 ├── MemoryBudgetError       no plan fits the budget, or the operating system refused memory
 ├── RunCancelled            the caller cancelled a run, or its deadline passed
 └── RemoteError             the server answered with an error that is none of the above
+    ├── AuthenticationError   the server wants a token, or another one
+    ├── PermissionDeniedError   the token's client may not do this
     ├── ServerBusy            the server's queue is full
     └── ServerUnavailable     the server cannot be reached or is draining
 """
 
 __all__ = [
+    "AuthenticationError",
     "ConvserveError",
     "ImageError",
     "InputError",
@@ -26,6 +29,7 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "PatternError",
+    "PermissionDeniedError",
     "RemoteError",
     "RunCancelled",
     "ServerBusy",
@@ -100,6 +104,14 @@ class RunCancelled(ConvserveError):
 
 class RemoteError(ConvserveError):
     """The server answered with an error that is none of the others."""
+
+
+class AuthenticationError(RemoteError):
+    """The server wants a token, or another one than was sent."""
+
+
+class PermissionDeniedError(RemoteError):
+    """The client of this token may not call that method."""
 
 
 class ServerBusy(RemoteError):

@@ -1,11 +1,15 @@
 """A server in a thread of the test, and a model that does what a test wants."""
 
 import asyncio
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -48,6 +52,25 @@ def running_server(
         state.loop.call_soon_threadsafe(state.stop.set)
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def process_of(*options: str, prefix: Sequence[str] = ()) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Serve on a free port in a process of its own, killed at the end; yield it and its address.
+
+    prefix: a command that runs the command.
+    """
+    command = [*prefix, sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = re.match(r"listening on (\S+) with", process.stdout.readline())
+            assert found, process.stderr and process.stderr.read()
+            yield process, found[1]
+        finally:
+            process.kill()
 
 
 @contextmanager

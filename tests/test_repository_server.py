@@ -1,12 +1,8 @@
 """A server whose models come from a repository: health, versions in requests, polling, SIGHUP."""
 
-import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -15,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from model_folders import add_version, put_garbage, put_network, repository
-from serving import running_server
+from serving import process_of, running_server
 
 from convserve import errors
 from convserve.client import Client
@@ -102,19 +98,6 @@ def test_polling_finds_new_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         add_version(tmp_path / ".new", "net", 2)
         (tmp_path / ".new" / "net" / "2").rename(tmp_path / "net" / "2")
         eventually(lambda: states(client) == [("net", "2", "READY")])
-
-
-@contextmanager
-def process_of(*options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    command = [sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = re.match(r"listening on (\S+) with", process.stdout.readline())
-            assert found
-            yield process, found[1]
-        finally:
-            process.kill()
 
 
 def test_sighup_reads_the_repository_again(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from serving import FakeModel, row_requests, running_server
+from serving import FakeModel, process_of, row_requests, running_server
 
 import convserve
 from convserve import errors
@@ -38,17 +38,9 @@ STATUS = health_pb2.HealthCheckResponse
 def server_process(
     *options: str, address_space: int | None = None
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    command = [sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
-    if address_space is not None:
-        command = ["prlimit", f"--as={address_space}", *command]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = re.match(r"listening on (127\.0\.0\.1:\d+) with digits$", process.stdout.readline().strip())
-            assert found, process.stderr and process.stderr.read()
-            yield process, found[1]
-        finally:
-            process.kill()
+    prefix = [] if address_space is None else ["prlimit", f"--as={address_space}"]
+    with process_of(*options, prefix=prefix) as (process, address):
+        yield process, address
 
 
 # ---- health

@@ -1,7 +1,6 @@
 """convserve serve: answer for networks over gRPC."""
 
 import argparse
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +82,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
-    from convserve.server import Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
+    from convserve.server import Access, Certificates, Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
+    from convserve.server.call_log import set_up_logging
 
+    log_calls = options["log_calls"]
+    is_json = options["log_format"] == "json"
+    set_up_logging(log_format=options["log_format"], log_calls=is_json if log_calls is None else log_calls)
     limits = Limits(
         message_bytes=options["max_message"],
         image_bytes=options["max_image"],
@@ -96,6 +99,12 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
     )
     if options["poll"] is not None and options["repository"] is None:
         raise InputError("--poll looks at a repository, but there is none; give --repository DIR")
+    certificates = None
+    if options["tls_cert"] or options["tls_key"] or options["tls_client_ca"]:
+        if not (options["tls_cert"] and options["tls_key"]):
+            raise InputError("TLS takes --tls-cert and --tls-key together, and --tls-client-ca only with them")
+        certificates = Certificates(options["tls_cert"], options["tls_key"], options["tls_client_ca"])
+    access = None if options["tokens"] is None else Access(options["tokens"])
     load_options = {name: options[name] for name in ("fit", "threads", "memory_budget", "cache", "evict_weights")}
     models: dict[str, Model] = {}
     for text in args.nets or ([] if options["repository"] else [str(BUNDLED)]):
@@ -105,7 +114,6 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
         models[name] = open_net(path, **load_options)
         if options["warm_up"]:
             warm_up(models[name])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def tell(address: str) -> None:
         if args.json:
@@ -124,6 +132,8 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
         limits=limits,
         grace_s=options["grace"],
         poll_s=options["poll"],
+        certificates=certificates,
+        access=access,
         on_start=tell,
     )
 

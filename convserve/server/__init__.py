@@ -4,13 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convserve.server.access import Access
     from convserve.server.limits import Limits
     from convserve.server.model_config import ModelConfig
     from convserve.server.model_folder import ModelFolder
     from convserve.server.repository import ModelState, Repository, Served, warm_up
     from convserve.server.serving import Server, serve
+    from convserve.server.tls import Certificates
 
 __all__ = [
+    "Access",
+    "Certificates",
     "Limits",
     "ModelConfig",
     "ModelFolder",
@@ -25,6 +29,7 @@ __all__ = [
 # the command line reads the table of options, and needs neither the engine nor gRPC for it
 _HOMES = {"Limits": "limits", "ModelConfig": "model_config", "ModelFolder": "model_folder"}
 _HOMES |= dict.fromkeys(("ModelState", "Repository", "Served", "warm_up"), "repository")
+_HOMES |= {"Access": "access", "Certificates": "tls"}
 _HOMES |= dict.fromkeys(("Server", "serve"), "serving")
 
 

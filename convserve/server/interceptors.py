@@ -1,15 +1,19 @@
-"""Turns exceptions of every call into gRPC statuses, in one place."""
+"""What every call goes through: who may make it, its exceptions as gRPC statuses, its line in the log."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from convserve.errors import ConvserveError, InputError, ServerBusy
+from convserve.server.access import Access
+from convserve.server.call_log import REQUEST_ID, REQUEST_ID_KEY, log_call, request_id_of
 from convserve.wire.status import status_of, trailers_of
 
 __all__ = ["ErrorInterceptor"]
@@ -20,6 +24,7 @@ _LONGEST_TEXT = 2000
 _MEMORY_WAIT_S = 1.0
 
 _OURS = "/convserve."
+_OPEN = "/grpc.health.v1."
 
 _log = logging.getLogger("convserve.server")
 
@@ -45,13 +50,23 @@ def _none_if_garbled(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], 
     return parse_or_none
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    request_id: str
+    client: str
+    start_s: float
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps ConvserveError by wire.status; anything else is INTERNAL, its traceback logged and not sent.
 
-    Methods that stream must read and write through their context; a message that cannot be parsed reads as None.
+    access: refuses calls without a token that has the right, except those of health. Methods that stream must read and
+    write through their context; a message that cannot be parsed reads as None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access | None = None) -> None:
+        self._access = access
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -78,21 +93,50 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler | None:
         """Return the call's handler, with its exceptions mapped if it is ours; None where there is none."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_OURS):
+        method, metadata = handler_call_details.method, handler_call_details.invocation_metadata or ()
+        if handler is None or method.startswith(_OPEN):
+            return handler
+        request_id, start_s = request_id_of(metadata), time.monotonic()
+        try:
+            client = "" if self._access is None else self._access.client(metadata, method)
+        except ConvserveError as error:
+            # of any kind, since nothing of the request is read
+            refused = self._reporting(_raising(error), _Call(method, request_id, "", start_s))
+            return grpc.stream_stream_rpc_method_handler(refused)
+        if not method.startswith(_OURS):
             return handler
         kind, make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         return make(
-            self._reporting(getattr(handler, kind), handler_call_details.method),
+            self._reporting(getattr(handler, kind), _Call(method, request_id, client, start_s)),
             request_deserializer=_none_if_garbled(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
-    def _reporting(self, behaviour: Behaviour, method: str) -> Behaviour:
+    def _reporting(self, behaviour: Behaviour, call: _Call) -> Behaviour:
         async def reporting(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            REQUEST_ID.set(call.request_id)
+            status = grpc.StatusCode.OK.name
+            try:
+                return await mapped(request, context)
+            except grpc.aio.AbortError:
+                status = context.code().name
+                raise
+            except asyncio.CancelledError:
+                status = grpc.StatusCode.CANCELLED.name
+                raise
+            finally:
+                seconds = time.monotonic() - call.start_s
+                log_call(
+                    method=call.method, status=status, seconds=seconds, peer=context.peer(), client=call.client
+                )
+
+        async def mapped(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            own_trailer = (REQUEST_ID_KEY, call.request_id)
+            context.set_trailing_metadata((own_trailer,))
             try:
                 with self._counted():
                     if request is None:
-                        raise InputError(f"the bytes that came are no request of {method}")
+                        raise InputError(f"the bytes that came are no request of {call.method}")
                     return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
@@ -101,13 +145,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 code = status_of(error, overdue=remaining is not None and remaining <= 0)
                 text, trailers = str(error)[:_LONGEST_TEXT], trailers_of(error)
             except MemoryError:
-                _log.exception("%s failed", method)
+                _log.exception("%s failed", call.method)
                 busy = ServerBusy("the server has not the memory for this request now", _MEMORY_WAIT_S)
                 code, text, trailers = status_of(busy), str(busy), trailers_of(busy)
             except Exception:
-                _log.exception("%s failed", method)
+                _log.exception("%s failed", call.method)
                 code, text, trailers = grpc.StatusCode.INTERNAL, "internal error", ()
             # behind the except blocks, since a client that does not read holds this up, and its traceback the arrays
-            await context.abort(code, text, trailing_metadata=trailers)
+            await context.abort(code, text, trailing_metadata=(*trailers, own_trailer))
 
         return reporting
+
+
+def _raising(error: Exception) -> Behaviour:
+    async def behaviour(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        raise error
+
+    return behaviour

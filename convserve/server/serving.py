@@ -1,6 +1,8 @@
 """One listening server: its address, its threads, its limits, and how it drains."""
 
 import asyncio
+import ipaddress
+import logging
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -9,6 +11,7 @@ from typing import Any
 import grpc
 
 from convserve.errors import InputError
+from convserve.server.access import Access
 from convserve.server.admission import Admission
 from convserve.server.heap import keep_heap_small, trim_heap
 from convserve.server.interceptors import ErrorInterceptor
@@ -16,6 +19,7 @@ from convserve.server.limits import Limits
 from convserve.server.repository import Repository
 from convserve.server.service import ConvserveService
 from convserve.server.standard import CONVSERVE, Health, add_reflection
+from convserve.server.tls import Certificates
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
 
 __all__ = ["Server", "serve"]
@@ -23,6 +27,8 @@ __all__ = ["Server", "serve"]
 # Calls beyond the engine's queue: those that are being refused, health watches, reflection.
 _LIGHT_CALLS = 256
 _LAST_WORDS_S = 0.2
+
+_log = logging.getLogger("convserve.server")
 
 SETTLED_S = 2.0
 """A poll leaves alone files that were written to less than so many seconds ago: they may not be whole yet."""
@@ -40,10 +46,13 @@ class Server:
         limits: Limits | None = None,
         on_rest: Callable[[], None] | None = None,
         poll_s: float | None = None,
+        certificates: Certificates | None = None,
+        access: Access | None = None,
     ) -> None:
         """Prepare a server on host:port; port 0 takes a free one.
 
         on_rest: called when work has ended for a while. poll_s: seconds between looks at the repository's folder.
+        certificates: to speak TLS, None for plain text. access: who may call, None for everybody.
         """
         if not 0 <= port <= 65535:
             raise InputError(f"port is {port}; allowed: 0 to 65535")
@@ -55,7 +64,8 @@ class Server:
             workers=self._limits.workers, max_waiting=self._limits.max_waiting, on_rest=on_rest
         )
         self._service = ConvserveService(repository, self._admission, self._limits)
-        self._interceptor = ErrorInterceptor()
+        self._interceptor = ErrorInterceptor(access)
+        self._certificates, self._access = certificates, access
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,7 +94,10 @@ class Server:
         add_reflection(server)
         wanted = f"{self._host}:{self._wanted_port}"
         try:
-            port = server.add_insecure_port(wanted)
+            if self._certificates is None:
+                port = server.add_insecure_port(wanted)
+            else:
+                port = server.add_secure_port(wanted, self._certificates.credentials())
         except RuntimeError as error:
             raise InputError(f"cannot listen on {wanted}; it is in use, not allowed, or no address here") from error
         await server.start()
@@ -100,13 +113,18 @@ class Server:
         self._repository.listen(listener)
         await self._health.tell()
         if not self._repository.complete:
-            self.reload()
+            self._refresh()
         if self._poll_s is not None:
             self._keep(self._poll(self._poll_s))
         return self.address
 
     def reload(self) -> None:
-        """Begin to bring every model to what the repository has by now; returns at once."""
+        """Read the tokens again, and begin to bring every model to what the repository has by now; returns at once."""
+        if self._access is not None:
+            self._access.reload()
+        self._refresh()
+
+    def _refresh(self) -> None:
         self._keep(asyncio.to_thread(self._repository.refresh))
 
     async def _poll(self, seconds: float) -> None:
@@ -149,17 +167,38 @@ def serve(
     limits: Limits | None = None,
     grace_s: float = 30.0,
     poll_s: float | None = None,
+    certificates: Certificates | None = None,
+    access: Access | None = None,
     on_start: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads the repository again.
+    """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads repository and tokens again.
 
     on_start is called with host:port once it listens; the models of a folder are loaded after that.
 
     The process is the server's: its C heap is set up to give back what it does not use.
     """
     keep_heap_small()
-    server = Server(repository, host=host, port=port, limits=limits, on_rest=trim_heap, poll_s=poll_s)
+    if not _is_loopback(host) and (certificates is None or access is None):
+        missing = [name for name, one in (("TLS", certificates), ("tokens", access)) if one is None]
+        _log.warning("listening beyond this machine, on %s, without %s", host, " and without ".join(missing))
+    server = Server(
+        repository,
+        host=host,
+        port=port,
+        limits=limits,
+        on_rest=trim_heap,
+        poll_s=poll_s,
+        certificates=certificates,
+        access=access,
+    )
     asyncio.run(_serve(server, grace_s, on_start))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _serve(server: Server, grace_s: float, on_start: Callable[[str], None]) -> None:

@@ -17,6 +17,8 @@ _TABLE: tuple[tuple[type[errors.ConvserveError], grpc.StatusCode], ...] = (
     (errors.ModelNotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.MemoryBudgetError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.ModelError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.AuthenticationError, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.ServerBusy, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.RunCancelled, grpc.StatusCode.CANCELLED),
     (errors.RunCancelled, grpc.StatusCode.DEADLINE_EXCEEDED),
