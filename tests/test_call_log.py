@@ -49,7 +49,7 @@ def failing(images: list[Any], top: int) -> Any:
     raise ZeroDivisionError
 
 
-def test_one_line_for_each_call_with_its_status(tmp_path: Path) -> None:
+def test_one_line_for_each_call_with_its_status() -> None:
     models = {"fake": FakeModel(), "failing": FakeModel(classify=failing)}
     with logged() as records, running_server(models) as address:
         with stub_of(address) as stub:
@@ -58,17 +58,8 @@ def test_one_line_for_each_call_with_its_status(tmp_path: Path) -> None:
             for model in ("none", "failing"):
                 with pytest.raises(grpc.RpcError):
                     stub.Classify(pb.ClassifyRequest(model=model, images=IMAGES))
-            call = stub.ScoreMap(iter(lambda: time.sleep(30), 1))  # type: ignore[arg-type]
-            call.cancel()
-            with pytest.raises(grpc.RpcError):
-                list(call)
-        end = time.monotonic() + 10
-        while len(records) < 4 and time.monotonic() < end:
-            time.sleep(0.01)
     said = [(one.method.rpartition("/")[2], one.status) for one in records]
-    assert said[:4] == [("ListModels", "OK"), ("ScoreMap", "OK"), ("Classify", "NOT_FOUND"), ("Classify", "INTERNAL")]
-    # a call that is cancelled before it arrived leaves no line
-    assert said[4:] in ([], [("ScoreMap", "CANCELLED")])
+    assert said == [("ListModels", "OK"), ("ScoreMap", "OK"), ("Classify", "NOT_FOUND"), ("Classify", "INTERNAL")]
     assert all(0 <= one.seconds < 30 and "127.0.0.1" in one.peer and one.client == "" for one in records)
 
 

@@ -121,7 +121,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 status = context.code().name
                 raise
-            except asyncio.CancelledError:
+            except BaseException:
+                # cancelled in work, or gone when its status was sent
                 status = grpc.StatusCode.CANCELLED.name
                 raise
             finally:
