@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -179,6 +179,40 @@ class ScoreMap(Geometry):
         """How long it took."""
         return self.report.seconds
 
+    def upsample(self, height: int, width: int) -> np.ndarray:
+        """Return the scores over the whole image as float32 (height, width, classes), whatever size is wanted.
+
+        Each score stands at its window's centre; between centres values are bilinear, beyond the outermost ones
+        constant. `covered` says which part of the image windows saw. Raises InputError for sizes below 1, and where
+        only the best classes of each position were kept.
+        """
+        for name, size in (("height", height), ("width", width)):
+            if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+                raise InputError(f"{name} is {size!r}; it must be a whole number from 1")
+        if self.indices is not None:
+            raise InputError("a map of each position's best classes cannot be upsampled: positions differ in them")
+        above, down = self._between(0, int(height))
+        before, across = self._between(1, int(width))
+        behind = np.minimum(before + 1, self.cols - 1)
+        found = np.empty((height, width, self.scores.shape[2]), np.float32)
+        for row in range(height):
+            first, second = self.scores[above[row]], self.scores[min(above[row] + 1, self.rows - 1)]
+            line = _mixed(first.astype(np.float32), second, down[row])
+            found[row] = _mixed(line[before], line[behind], across[:, None])
+        return found
+
+    def _between(self, axis: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        # of each pixel wanted along an axis: the position before it, and the share of the next one
+        count = self.cols if axis else self.rows
+        starts = np.array([self._begin(axis, position, count) for position in range(count)])
+        centres = starts + self.window[axis] / 2
+        pixels = self.image[axis] or self.covered[2 + axis]
+        at = (np.arange(size) + 0.5) * pixels / size
+        before = np.clip(np.searchsorted(centres, at, "right") - 1, 0, max(count - 2, 0))
+        behind = np.minimum(before + 1, count - 1)
+        gaps = np.maximum(centres[behind] - centres[before], 1)
+        return before, np.clip((at - centres[before]) / gaps, 0, 1).astype(np.float32)
+
     @classmethod
     def over(
         cls, geometry: Geometry, arrays: dict[str, np.ndarray], *, report: RunReport, reduction: Reduction
@@ -190,3 +224,8 @@ class ScoreMap(Geometry):
         return cls(
             **vars(geometry), scores=scores, indices=arrays.get("indices"), report=report, reduction=reduction
         )
+
+
+def _mixed(first: np.ndarray, second: np.ndarray, share: Any) -> np.ndarray:
+    mixed: np.ndarray = first + share * (second - first)
+    return mixed

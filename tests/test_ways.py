@@ -288,3 +288,59 @@ def test_a_network_without_an_a_trous_form_says_so():
     with pytest.raises(UnsupportedOpError, match=r'no à trous form at stride 1x1.*"shifted" can'):
         model.score_map(x, stride=1, method="atrous")
     assert model.score_map(x, stride=1).method == "shifted"
+
+
+# ---- scores over pixels
+
+
+def test_upsampled_scores_stand_at_their_windows_centres(lenet, pixels):
+    found = lenet.score_map(pixels, stride=4, edge="align")
+    large = found.upsample(2 * 47, 2 * 58)
+    assert large.shape == (94, 116, 10)
+    assert large.dtype == np.float32
+    for row, col in ((0, 0), (2, 3), (5, 8)):
+        top, left, bottom, right = found.box(row, col)
+        # the centre of a window of 28 lies between two pixels of the map that is twice as large
+        around = large[top + bottom - 1 : top + bottom + 1, left + right - 1 : left + right + 1]
+        assert np.abs(around.mean((0, 1)) - found.scores[row, col]).max() <= 0.1
+        assert around.min() >= found.scores.min()
+    assert np.array_equal(large[0, 0], found.scores[0, 0])
+    assert np.array_equal(large[-1, -1], found.scores[-1, -1])
+
+
+def test_upsampled_scores_are_bilinear(lenet):
+    x = np.random.default_rng(1).random((1, 1, 32, 36), np.float32)
+    found = lenet.score_map(x)
+    centre = found.upsample(32, 36)[15, 17]
+    # pixel (15, 17) has its centre 1.5 pixels below row 0's and 3.5 pixels right of column 0's
+    down, across = np.float32(1.5 / 4), np.float32(3.5 / 4)
+    upper = (1 - across) * found.scores[0, 0] + across * found.scores[0, 1]
+    lower = (1 - across) * found.scores[1, 0] + across * found.scores[1, 1]
+    assert np.allclose(centre, (1 - down) * upper + down * lower, atol=1e-6)
+
+
+def test_what_cannot_be_upsampled(lenet, pixels):
+    with pytest.raises(InputError, match="height is 0"):
+        lenet.score_map(pixels).upsample(0, 5)
+    with pytest.raises(InputError, match="best classes"):
+        lenet.score_map(pixels, reduce=convserve.Reduction(top=2)).upsample(5, 5)
+
+
+# ---- trained networks with padding
+
+
+@pytest.mark.parametrize(("name", "size"), [("squeezenet/squeezenet1.1", 352), ("cifar10/cifar10_quick", 60)])
+@pytest.mark.parametrize("finer", [1, 4])
+def test_a_padded_trained_network_s_interior_does_not_depend_on_the_image(shared_data, name, size, finer):
+    model = convserve.load(shared_data / f"{name}.onnx", algorithm="gemm")
+    own = sliding(model.graph).stride[0]
+    x = np.random.default_rng(8).random((1, 3, size, size), np.float32)
+    cut = 2 * own
+    stride = own // finer
+    small = np.ascontiguousarray(x[:, :, cut:, : size - cut])
+    inner, outer = (model.score_map(part, stride=stride) for part in (small, x))
+    assert inner.exactness in ("interior-exact", "padded")
+    top, left, bottom, right = inner.ring
+    kept = inner.scores[top : inner.rows - bottom, left : inner.cols - right]
+    there = outer.scores[cut // stride + top :, left:][: kept.shape[0], : kept.shape[1]]
+    assert np.array_equal(there, kept)

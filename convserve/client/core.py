@@ -166,10 +166,11 @@ class Core:
         """Return the scores of the server's network at every window position of an image.
 
         image: as for classify, never resized or cropped, of any size: it goes in pieces. stride: pixels between
-        positions, default the network's, else a divisor (by shifted passes) or a multiple of it. classes: indices or
-        labels to keep, default all. reduce: what is kept, and sent, of a position's scores, default all, as they are.
-        memory_budget: bytes that the run may take, below the server's own. progress: show a bar on stderr if it takes
-        longer than a second. timeout: seconds for the whole map, instead of the client's; math.inf for no limit.
+        positions, default the network's, else a divisor or a multiple of it. method, edge: as Model.score_map has them,
+        without crops. classes: indices or labels to keep, default all. reduce: what is kept, and sent, of a position's
+        scores, default all, as they are. memory_budget: bytes that the run may take, below the server's own. progress:
+        show a bar on stderr if it takes longer than a second. timeout: seconds for the whole map, instead of the
+        client's; math.inf for no limit.
         """
         kept = checked_reduction(reduce)
         with ProgressBar("rows of scores", enabled=progress) as bar:
