@@ -227,5 +227,5 @@ class ScoreMap(Geometry):
 
 
 def _mixed(first: np.ndarray, second: np.ndarray, share: Any) -> np.ndarray:
-    mixed: np.ndarray = first + share * (second - first)
+    mixed: np.ndarray = (1 - share) * first + share * second
     return mixed
