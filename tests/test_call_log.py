@@ -51,13 +51,12 @@ def failing(images: list[Any], top: int) -> Any:
 
 def test_one_line_for_each_call_with_its_status() -> None:
     models = {"fake": FakeModel(), "failing": FakeModel(classify=failing)}
-    with logged() as records, running_server(models) as address:
-        with stub_of(address) as stub:
-            stub.ListModels(pb.ListModelsRequest())
-            list(stub.ScoreMap(image_requests(b"file", model="fake")))
-            for model in ("none", "failing"):
-                with pytest.raises(grpc.RpcError):
-                    stub.Classify(pb.ClassifyRequest(model=model, images=IMAGES))
+    with logged() as records, running_server(models) as address, stub_of(address) as stub:
+        stub.ListModels(pb.ListModelsRequest())
+        list(stub.ScoreMap(image_requests(b"file", model="fake")))
+        for model in ("none", "failing"):
+            with pytest.raises(grpc.RpcError):
+                stub.Classify(pb.ClassifyRequest(model=model, images=IMAGES))
     said = [(one.method.rpartition("/")[2], one.status) for one in records]
     assert said == [("ListModels", "OK"), ("ScoreMap", "OK"), ("Classify", "NOT_FOUND"), ("Classify", "INTERNAL")]
     assert all(0 <= one.seconds < 30 and "127.0.0.1" in one.peer and one.client == "" for one in records)

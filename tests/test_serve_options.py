@@ -151,3 +151,12 @@ def test_a_variable_that_is_none_is_told() -> None:
 def test_polling_needs_a_repository(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--poll", "1"]) == 1
     assert "--poll looks at a repository" in capsys.readouterr().err
+
+
+def test_the_documentation_has_every_setting() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [
+        "| `{}` | `{}` | {} |".format(one.name, one.default_text, one.help.replace("|", "\\|"))
+        for one in OPTIONS.values()
+    ]

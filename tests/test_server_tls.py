@@ -4,15 +4,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import grpc
 import pytest
 from serving import FakeModel, running_server
 
 from convserve import errors
 from convserve.client import Client
 from convserve.server.tls import Certificates
-from convserve.wire import convserve_pb2 as pb
-from convserve.wire.convserve_pb2_grpc import ConvserveStub
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes certificates, is absent")
 
@@ -63,20 +60,23 @@ def test_a_client_that_trusts_the_certificate_is_answered(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["clients", "strangers", None])
 def test_only_clients_of_the_authority_may_connect(folder: Path, name: str | None) -> None:
-    pair = {} if name is None else {
-        "private_key": (folder / f"{name}.key").read_bytes(), "certificate_chain": (folder / f"{name}.pem").read_bytes()
-    }  # fmt: skip
     found = certificates(folder, client_ca=folder / "clients.pem")
     with running_server({"fake": FakeModel()}, {"certificates": found}) as address:
-        roots = (folder / "first.pem").read_bytes()
-        with grpc.secure_channel(localhost(address), grpc.ssl_channel_credentials(roots, **pair)) as channel:
-            ask = ConvserveStub(channel).ListModels
+        shown = None if name is None else (folder / f"{name}.pem", folder / f"{name}.key")
+        options = {"tls": folder / "first.pem", "certificate": shown, "retries": 0, "timeout": 10}
+        with Client(localhost(address), **options) as client:  # type: ignore[arg-type]
             if name == "clients":
-                assert ask(pb.ListModelsRequest(), timeout=10).models
+                assert client.list_models()
             else:
-                with pytest.raises(grpc.RpcError) as error:
-                    ask(pb.ListModelsRequest(), timeout=10)
-                assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+                with pytest.raises(errors.ServerUnavailable):
+                    client.list_models()
+
+
+def test_a_clients_certificate_needs_tls_and_files_that_are_there(folder: Path) -> None:
+    with pytest.raises(errors.InputError, match="over TLS only"):
+        Client("localhost:1", certificate=(folder / "clients.pem", folder / "clients.key"))
+    with pytest.raises(errors.InputError, match=r"the key '.*none.key' cannot be read"):
+        Client("localhost:1", tls=True, certificate=(folder / "clients.pem", folder / "none.key"))
 
 
 def test_a_certificate_that_changes_is_read_again_and_a_wrong_one_is_not(folder: Path, tmp_path: Path) -> None:

@@ -44,19 +44,12 @@ def register(commands: Any) -> None:
 
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:
-    default = "" if option.default is None else f" (default {_said(option)})"
+    default = "" if option.default is None else f" (default {option.default_text})"
     said = (option.help + default).replace("%", "%%")
     if option.metavar:
         parser.add_argument(option.flag, type=_typed(option), metavar=option.metavar, help=said)
     else:
         parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=None, help=said)
-
-
-def _said(option: Option) -> str:
-    if isinstance(option.default, bool):
-        return "on" if option.default else "off"
-    is_size = option.metavar == "BYTES"
-    return f"{option.default >> 20}MiB" if is_size else str(option.default)
 
 
 def _typed(option: Option) -> Callable[[str], Any]:

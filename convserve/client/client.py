@@ -25,9 +25,10 @@ class AsyncClient(Core):
     """Calls a convserve server from an event loop; an asynchronous context manager, or close() ends it.
 
     address: "host:port". token: sent as "authorization: Bearer". tls: None for plain text, True for TLS with
-    the system's roots, or root certificates as PEM (path or bytes). timeout: seconds that each call may take, its
-    retries included, None for no limit. retries: how often a call is made again where the server cannot be reached
-    or is busy, each time after a longer pause, and never once a part of the answer was seen.
+    the system's roots, or root certificates as PEM (path or bytes). certificate: PEM files of the client's own
+    certificate and its key, for servers that ask for one. timeout: seconds that each call may take, its retries
+    included, None for no limit. retries: how often a call is made again where the server cannot be reached or is busy,
+    each time after a longer pause, and never once a part of the answer was seen.
     Every method raises the exceptions of convserve.errors: what the server raised, ServerUnavailable where
     it cannot be reached, ServerBusy where its queue is full, RunCancelled after the timeout.
     """
@@ -38,10 +39,13 @@ class AsyncClient(Core):
         *,
         token: str | None = None,
         tls: bool | str | os.PathLike[str] | bytes | None = None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         timeout: float | None = 30,
         retries: int = RETRIES,
     ) -> None:
-        super().__init__(Waiting, address, token=token, tls=tls, timeout=timeout, retries=retries)
+        super().__init__(
+            Waiting, address, token=token, tls=tls, certificate=certificate, timeout=timeout, retries=retries
+        )
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -64,10 +68,13 @@ class Client:
         *,
         token: str | None = None,
         tls: bool | str | os.PathLike[str] | bytes | None = None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         timeout: float | None = 30,
         retries: int = RETRIES,
     ) -> None:
-        self._core = Core(Blocking, address, token=token, tls=tls, timeout=timeout, retries=retries)
+        self._core = Core(
+            Blocking, address, token=token, tls=tls, certificate=certificate, timeout=timeout, retries=retries
+        )
 
     def __enter__(self) -> "Client":
         return self

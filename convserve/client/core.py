@@ -42,6 +42,7 @@ class Core:
         *,
         token: str | None,
         tls: bool | str | os.PathLike[str] | bytes | None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
         timeout: float | None,
         retries: int,
     ) -> None:
@@ -52,7 +53,8 @@ class Core:
         self._address, self._retries = address, retries
         self._timeout = requests.seconds_of(timeout)
         self._closed = False
-        self._channel = channel(address, credentials(tls), [("authorization", f"Bearer {token}")] if token else [])
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        self._channel = channel(address, credentials(tls, certificate), metadata)
 
     async def close(self) -> None:
         """End the connection; calls under way are cancelled."""

@@ -77,16 +77,30 @@ def driven(items: AsyncIterator[Result]) -> Iterator[Result]:
         yield item
 
 
-def credentials(tls: bool | str | os.PathLike[str] | bytes | None) -> grpc.ChannelCredentials | None:
-    """Return the credentials of an encrypted channel, None for plain text; InputError where they cannot be read."""
+def credentials(
+    tls: bool | str | os.PathLike[str] | bytes | None,
+    certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+) -> grpc.ChannelCredentials | None:
+    """Return the credentials of an encrypted channel, None for plain text; InputError where they cannot be read.
+
+    certificate: PEM files of the client's own certificate and of its key.
+    """
     if tls is None or tls is False:
+        if certificate is not None:
+            raise InputError("a client's certificate is shown over TLS only: give tls as well")
         return None
-    if tls is True or isinstance(tls, bytes):
-        return grpc.ssl_channel_credentials(None if tls is True else tls)
+    roots = None if tls is True else tls if isinstance(tls, bytes) else _pem(tls, "root certificates")
+    if certificate is None:
+        return grpc.ssl_channel_credentials(roots)
+    chain, key = certificate
+    return grpc.ssl_channel_credentials(roots, _pem(key, "key"), _pem(chain, "certificate"))
+
+
+def _pem(path: str | os.PathLike[str], what: str) -> bytes:
     try:
-        return grpc.ssl_channel_credentials(Path(tls).read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"the root certificates {os.fspath(tls)!r} cannot be read: {error.strerror}") from error
+        raise InputError(f"the {what} {os.fspath(path)!r} cannot be read: {error.strerror}") from error
 
 
 class Blocking:

@@ -38,6 +38,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def default_text(self) -> str:
+        """Its default as a file has it, "unset" for none."""
+        return "unset" if self.default is None else _toml(self, self.default)
+
+    @property
     def variable(self) -> str:
         """Its environment variable."""
         return PREFIX + self.name.upper()
@@ -125,8 +130,6 @@ def _size_text(size: int) -> str:
 
 
 # ---- the table
-
-_SIZES = ("max_message", "max_image", "memory_budget")
 
 OPTIONS: dict[str, Option] = {
     option.name: option
@@ -269,6 +272,9 @@ def document(settings: Mapping[str, Resolved]) -> str:
         if value is None:
             lines.append(f"# {name} =  # {resolved.source}: unset")
         else:
-            text = json.dumps(_size_text(value) if name in _SIZES else value, ensure_ascii=False)
-            lines.append(f"{name} = {text}  # {resolved.source}")
+            lines.append(f"{name} = {_toml(OPTIONS[name], value)}  # {resolved.source}")
     return "\n".join(lines)
+
+
+def _toml(option: Option, value: Any) -> str:
+    return json.dumps(_size_text(value) if option.metavar == "BYTES" else value, ensure_ascii=False)
