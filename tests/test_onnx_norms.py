@@ -92,6 +92,55 @@ def test_layer_normalization_of_pooled_channels(scales):
     assert ops_of(graph) == ["GlobalAveragePool", "LayerNormalization"]
 
 
+def spelled_layer_normalization(axes, *, first="x", square="Pow", shared=True, **changed):
+    """Return the nodes that exporters write for a layer normalization before opset 17."""
+    centred = "c" if shared else "c2"
+    return [
+        ("ReduceMean", first, "m", {"axes": axes}),
+        ("Sub", f"{first} m", "c"),
+        *([] if shared else [("Sub", f"{first} m", "c2")]),
+        (square, f"{centred} {changed.get('factor', 'two')}" if square == "Pow" else f"{centred} c", "square"),
+        ("ReduceMean", "square", "v", {"axes": changed.get("other", axes)}),
+        ("Add", "v eps", "e"),
+        ("Sqrt", "e", "root"),
+        ("Div", "c root", "n"),
+    ]
+
+
+SPELLED = {"two": np.float32(2), "three": np.float32(3), "eps": np.float32(1e-6), "s": 1 + drawn(3), "b": drawn(3)}
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_layer_normalization_spelled_out(square, shared):
+    nodes = spelled_layer_normalization([-1], first="last", square=square, shared=shared)
+    nodes = [
+        ("Transpose", "x", "last", {"perm": [0, 2, 3, 1]}),
+        *nodes,
+        ("Mul", "n s", "scaled"),
+        ("Add", "scaled b", "a"),
+    ]
+    graph = agree(made(*nodes, ("Transpose", "a", "y", {"perm": [0, 3, 1, 2]}), weights=SPELLED))
+    assert ops_of(graph) == ["LayerNormalization", "Affine", "Affine"]
+    assert graph.nodes[0].attrs["epsilon"] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [2, 3], [1, 2, 3]])
+def test_other_axes_of_a_normalization_spelled_out(axes):
+    graph = agree(made(*spelled_layer_normalization(axes), ("Identity", "n", "y"), weights=SPELLED))
+    assert "LayerNormalization" in ops_of(graph)
+    assert "Sqrt" not in ops_of(graph)
+
+
+@pytest.mark.parametrize("changed", [{"factor": "three"}, {"other": [2]}])
+def test_what_only_looks_like_a_layer_normalization_is_none(changed):
+    nodes = spelled_layer_normalization([1], **changed)
+    # no root of what is below 0
+    nodes = [*nodes[:-2], ("Abs", "e", "above"), ("Sqrt", "above", "root"), nodes[-1]]
+    graph = agree(made(*nodes, ("Identity", "n", "y"), weights=SPELLED), tolerance=1e-4)
+    assert "LayerNormalization" not in ops_of(graph)
+
+
 def test_mean_variance_normalization():
     agree(made(("MeanVarianceNormalization", "x", "y", {"axes": [2, 3]})))
 

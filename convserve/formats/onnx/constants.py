@@ -82,6 +82,20 @@ def _cast(node: Source, inputs: Sequence[Constant]) -> Constant:
     return inputs[0] if inputs[0].dtype == object else inputs[0].astype(dtype)
 
 
+def _expand(node: Source, inputs: Sequence[Constant]) -> Constant:
+    shape = np.broadcast_shapes(inputs[0].shape, tuple(int(size) for size in inputs[1]))
+    if math.prod(shape) > MOST_VALUES:
+        raise ValueError(f"the shape {shape} makes too large a constant")
+    return np.broadcast_to(inputs[0], shape)
+
+
+def _range(node: Source, inputs: Sequence[Constant]) -> Constant:
+    begin, end, step = (array.reshape(()).item() for array in inputs)
+    if not step or (end - begin) / step > MOST_VALUES:
+        raise ValueError(f"a range from {begin} to {end} by {step}")
+    return np.arange(begin, end, step).astype(inputs[0].dtype)
+
+
 def _slice(node: Source, inputs: Sequence[Constant]) -> Constant:
     data = inputs[0]
     if node.opset < 10:
@@ -145,11 +159,13 @@ def _arithmetic(compute: Callable[[Constant, Constant], Constant]) -> Fold:
 FOLDS: dict[str, Fold] = {
     "Add": _arithmetic(lambda a, b: a + b),
     "Cast": _cast,
+    "CastLike": lambda node, inputs: inputs[0].astype(inputs[1].dtype),
     "Ceil": lambda node, inputs: np.ceil(inputs[0]),
     "Concat": lambda node, inputs: np.concatenate(inputs, axis=node.integer("axis")),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Div": _divide,
+    "Expand": _expand,
     "Flatten": _flatten,
     "Floor": lambda node, inputs: np.floor(inputs[0]),
     "Gather": lambda node, inputs: np.take(inputs[0], inputs[1].astype(np.int64), axis=node.integer("axis", 0)),
@@ -159,6 +175,7 @@ FOLDS: dict[str, Fold] = {
     "Mul": _arithmetic(lambda a, b: a * b),
     "Neg": lambda node, inputs: -inputs[0],
     "Pow": _arithmetic(np.power),
+    "Range": _range,
     "Reciprocal": lambda node, inputs: np.reciprocal(inputs[0]),
     "Reshape": _reshape,
     "Shape": lambda node, inputs: shape_array(node.cut_shape(inputs[0].shape)),

@@ -92,10 +92,7 @@ class Context:
         view = self.views[name]
         if view.rows != 1:
             raise UnsupportedOpError(f"{source} reads {view}, which mixes images; such a tensor can only be an output")
-        if view.channels_last and not channels_last:
-            height, width, channels = self.known(source, view)
-            return self.laid_out(source, view, (height, width, channels))
-        return view
+        return self.in_order(source, view) if view.channels_last and not channels_last else view
 
     def image(self, source: Source, index: int = 0) -> View:
         """Return input number index as a rank-4 volume (N, C, H, W)."""
@@ -136,6 +133,13 @@ class Context:
                 f"{source} lays out anew a volume whose height and width the file leaves open; pass window=(h, w)"
             )
         return sizes
+
+    def in_order(self, source: Source, view: View) -> View:
+        """Return a view that has its channels last as values in the order of its shape."""
+        if (view.volume.height, view.volume.width) == (1, 1):
+            return replace(view, channels_last=False)
+        height, width, channels = self.known(source, view)
+        return self.laid_out(source, view, (height, width, channels))
 
     def laid_out(self, source: Source, view: View, sizes: tuple[int, int, int]) -> View:
         """Return a view's values, in its own order, as a volume of these sizes, which are its shape."""

@@ -12,7 +12,9 @@ from convserve.formats.onnx.nodes import NODES
 from convserve.formats.onnx.reader import OnnxFile, opset_version
 from convserve.formats.onnx.source import FLOATS, Source
 from convserve.formats.onnx.spelled import FileNodes
+from convserve.formats.onnx.spelled_layer_norm import spelled_layer_normalization
 from convserve.formats.onnx.spelled_lrn import spelled_lrn
+from convserve.formats.onnx.spelled_split import spelled_split
 from convserve.formats.onnx.spelled_strided import spelled_reshape
 from convserve.formats.views import BATCH, Size, Symbol, View
 from convserve.graph.ir import Graph, Output, Volume
@@ -64,16 +66,12 @@ def load_onnx(
 def _renamed(file: OnnxFile, proto: GraphProto) -> list[NodeProto]:
     """Return the file's nodes, with one in place of the last of several where these are spelled out."""
     tensors = {tensor.name: tensor for tensor in proto.initializer}
-    for node in proto.node:
-        for found in node.attribute:
-            if node.op_type == "Constant" and found.name == "value" and node.output:
-                tensors[node.output[0]] = found.t
-
-    def constant(name: str) -> np.ndarray | None:
-        return file.array(tensors[name], f"the constant '{name}'") if name in tensors else None
-
-    graph = FileNodes(proto.node, constant, {value.name for value in proto.input} - tensors.keys())
-    instead = {**spelled_lrn(graph), **spelled_reshape(graph)}
+    graph = FileNodes(proto.node, tensors, (value.name for value in proto.input), file)
+    instead = {
+        name: node
+        for spelled in (spelled_lrn, spelled_layer_normalization, spelled_reshape, spelled_split)
+        for name, node in spelled(graph).items()
+    }
     return [instead.get(node.output[0], node) if node.output else node for node in proto.node]
 
 
@@ -181,8 +179,7 @@ def _lay_out_shown(context: Context, source: Source, shown: set[str]) -> None:
     for name in shown.intersection(source.outputs):
         view = context.views.get(name)
         if view and view.channels_last:
-            height, width, channels = context.known(source, view)
-            context.views[name] = context.laid_out(source, view, (height, width, channels))
+            context.views[name] = context.in_order(source, view)
 
 
 def _supported() -> str:

@@ -103,7 +103,7 @@ def slice_(context: Context, source: Source) -> View:
     rank = len(view.shape) + 1
     axes: tuple[int, ...] | None
     steps: tuple[int, ...]
-    if source.opset < 10:
+    if source.opset < 10 or source.has("starts"):
         starts, ends = source.integers("starts"), source.integers("ends")
         axes, steps = source.integers("axes", None), ()
     else:

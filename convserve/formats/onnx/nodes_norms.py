@@ -120,6 +120,8 @@ def _axis(source: Source, view: View, default: int) -> int:
 
 def layer_normalization(context: Context, source: Source) -> View | list[View]:
     view = context.view(source, 0, channels_last=True)
+    if source.has("axes"):
+        return _spelled(context, source, view, axes_behind_batch(source, source.integers("axes"), len(view.shape) + 1))
     axis = _axis(source, view, -1)
     if len(view.shape) == 1:
         view = context.volume(source, view)
@@ -139,6 +141,16 @@ def layer_normalization(context: Context, source: Source) -> View | list[View]:
     if not further:
         return after
     return [after, *(back(found) for found in _mean_and_deviation(context, source, volume))]
+
+
+def _spelled(context: Context, source: Source, view: View, axes: set[int]) -> View:
+    """Normalize over neighbouring axes, without scale and bias."""
+    first, last = min(axes), max(axes)
+    if len(axes) != last - first + 1:
+        raise UnsupportedOpError(f"{source} normalizes the axes {sorted(axes)}; supported are those without a gap")
+    volume, back = along(context, source, view, first - 1, last)
+    channels = volume.volume.channels
+    return back(_standardized(context, source, "LayerNormalization", volume, np.ones(channels), np.zeros(channels)))
 
 
 def _one_per_channel(source: Source, array: np.ndarray, view: View) -> np.ndarray | None:

@@ -124,10 +124,13 @@ def transpose(context: Context, source: Source) -> View:
         return replace(view, shape=view.dims, channels_last=False)
     if perm[0] == 0 and not view.channels_last:
         shape = tuple(view.shape[axis - 1] for axis in perm[1:])
+        last = perm == (0, 2, 3, 1) and view.shape == view.dims
+        if last and (view.volume.height, view.volume.width) == (1, 1):
+            return replace(view, shape=shape, channels_last=True)
         moved = [axis for axis in perm[1:] if view.shape[axis - 1] != 1]
         if moved == sorted(moved):
             return view.shaped(shape)
-        if perm == (0, 2, 3, 1) and view.shape == view.dims:
+        if last:
             return replace(view, shape=shape, channels_last=True)
         if rank >= 3 and perm[:3] == (0, 2, 1) and perm[3:] == tuple(range(3, rank)):
             first, second = view.shape[:2]

@@ -10,6 +10,7 @@ from convserve.formats.onnx.spelled import FileNodes, attribute
 
 __all__ = ["spelled_lrn"]
 
+
 def _window(graph: FileNodes, pool: NodeProto, pad: NodeProto) -> int | None:
     """Return the size of a mean over neighbours along axis 2, as many on either side, zeros behind the ends."""
     kernel = list(attribute(pool, "kernel_shape") or [])  # type: ignore[call-overload]

@@ -91,7 +91,7 @@ def _by_image(graph: FileNodes, name: str) -> tuple[int, np.ndarray] | None:
 
 def _is_batch(graph: FileNodes, name: str) -> bool:
     """Tell whether a tensor is the first size of an input."""
-    node = graph.before(graph.skipping(name, "Squeeze", "Cast"), "Shape", "Gather")
+    node = graph.before(graph.skipping(name, "Squeeze", "Reshape", "Cast"), "Shape", "Gather")
     if node is not None and node.op_type == "Gather":
         first = len(node.input) == 2 and graph.scalar(node.input[1]) == 0 and attribute(node, "axis") in (None, 0)
         node = graph.before(node.input[0], "Shape") if first else None
