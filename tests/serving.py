@@ -117,6 +117,7 @@ class FakeModel:
     labels: ClassVar[list[str]] = ["zero", "one"]
     memory_budget = None
     preprocess = None
+    storage = None
     graph = SimpleNamespace(input_volume=SimpleNamespace(channels=1))
 
     def __init__(

@@ -137,6 +137,39 @@ def test_a_file_that_is_replaced_is_loaded_anew_and_a_bad_one_is_not(tmp_path: P
     assert state.reason
 
 
+@pytest.mark.parametrize("how", ["cut", "emptied", "written", "grown"])
+def test_a_file_that_is_written_to_while_it_is_served_is_not_read_again(tmp_path: Path, how: str) -> None:
+    path = add_version(tmp_path, "net", 1, seed=1) / "model.convserve"
+    found = repository(tmp_path)
+    scores(found)
+    with path.open("r+b") as file:
+        if how in ("cut", "emptied"):
+            file.truncate(0 if how == "emptied" else 5000)
+        else:
+            file.seek(-8 if how == "written" else 0, os.SEEK_END)
+            file.write(b"12345678")
+    with pytest.raises(errors.ServerUnavailable, match="damaged on the server"):
+        found.model("net")
+    assert states(found) == {"net/1": UNAVAILABLE}
+    assert "replace files by renaming" in found.index()[0].reason
+    with pytest.raises(errors.ModelNotFoundError):
+        found.model("net")
+    put_network(path, seed=2)
+    found.refresh()
+    assert scores(found) == scores_of_seed(tmp_path, 2)
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_file_that_is_removed_or_replaced_is_served_on(tmp_path: Path, how: str) -> None:
+    path = add_version(tmp_path, "net", 1, seed=1) / "model.convserve"
+    found = repository(tmp_path)
+    if how == "removed":
+        path.unlink()
+    else:
+        put_network(path, seed=2)
+    assert scores(found) == scores_of_seed(tmp_path, 1)
+
+
 def test_an_unchanged_folder_is_not_loaded_again(tmp_path: Path) -> None:
     add_version(tmp_path, "net", 1)
     put_garbage(add_version(tmp_path, "bad", 1) / "model.convserve")

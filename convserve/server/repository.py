@@ -18,6 +18,7 @@ from convserve.errors import (
     ServerUnavailable,
 )
 from convserve.server.heap import trim_heap
+from convserve.server.mapped_file import MappedFile
 from convserve.server.model_folder import Candidate, ModelFolder, is_model_name
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class _Version:
     stamp: object = None
     reason: str = ""
     loading: bool = False
+    file: MappedFile | None = None
 
     @property
     def state(self) -> str:
@@ -94,8 +96,11 @@ class Repository:
         self._folder = folder
         self._given = frozenset(models)
         # replaced as a whole at every change, so that readers need no lock
-        self._table: dict[str, dict[int, _Version]] = {name: {1: _Version(model)} for name, model in models.items()}
+        self._table: dict[str, dict[int, _Version]] = {
+            name: {1: _Version(model, file=MappedFile.of(model))} for name, model in models.items()
+        }
         self._changing = threading.RLock()
+        self._replacing = threading.RLock()
         self._unloaded: set[str] = set()
         self._listeners: list[Callable[[], None]] = []
         self.complete = folder is None
@@ -133,7 +138,8 @@ class Repository:
         """Return the model of a name and version: "" stands for the only model, and for the newest version served.
 
         Raises ModelNotFoundError for an unknown name or version, or for no name where there are several models;
-        InputError for a version that is no number from 1; ServerUnavailable for one that is being loaded.
+        InputError for a version that is no number from 1; ServerUnavailable for one that is being loaded, or whose file
+        was written to since it was.
         """
         table = self._table
         if not name and len(table) == 1:
@@ -152,6 +158,9 @@ class Repository:
             number = int(version)
         found = versions.get(number)
         if found is not None and found.model is not None:
+            if found.file is not None and not found.file.is_intact():
+                self._spoilt(name, number, found)
+                raise ServerUnavailable(f"the model {name!r} was damaged on the server, and has to be loaded again")
             return Served(name, str(number), found.model)
         wanted = f"the model {name!r}" + (f" in version {version}" if version else "")
         if (found is not None and found.loading) or (not version and self._is_coming(versions)):
@@ -160,6 +169,13 @@ class Repository:
         if version and there:
             raise ModelNotFoundError(f"there is no version {version} of the model {name!r}; there is: {there}")
         raise ModelNotFoundError(f"{wanted} is not loaded")
+
+    def _spoilt(self, name: str, number: int, found: _Version) -> None:
+        with self._replacing:
+            if self._table.get(name, {}).get(number) is found:
+                reason = "its file was written to while it was served; replace files by renaming"
+                self._set(name, number, _Version(None, reason=reason))
+                _log.error("model %s, version %d: %s", name, number, reason)
 
     def _is_coming(self, versions: dict[int, _Version]) -> bool:
         return any(one.loading for one in versions.values()) or not (versions or self.complete)
@@ -228,14 +244,16 @@ class Repository:
                 self._tell()
 
     def _put(self, name: str, versions: dict[int, _Version] | None) -> None:
-        table = {known: one for known, one in self._table.items() if known != name or versions is not None}
-        if versions is not None:
-            table[name] = versions
-        self._table = table
+        with self._replacing:
+            table = {known: one for known, one in self._table.items() if known != name or versions is not None}
+            if versions is not None:
+                table[name] = versions
+            self._table = table
         self._tell()
 
     def _set(self, name: str, number: int, version: _Version) -> _Version:
-        self._put(name, {**self._table.get(name, {}), number: version})
+        with self._replacing:
+            self._put(name, {**self._table.get(name, {}), number: version})
         return version
 
     def _tell(self) -> None:
@@ -290,6 +308,7 @@ class Repository:
             self._set(name, number, _Version(None, loading=True))
         try:
             fresh, warm = self._folder.open(candidate)
+            file = MappedFile.of(fresh)
             if warm:
                 warm_up(fresh)
         except ConvserveError as caught:
@@ -302,7 +321,7 @@ class Repository:
             error = ModelFormatError("loading it failed")
         else:
             _log.info("model %s, version %d: ready", name, number)
-            return self._set(name, number, _Version(fresh, candidate.stamp)), None
+            return self._set(name, number, _Version(fresh, candidate.stamp, file=file)), None
         _log.error("model %s, version %d cannot be loaded: %s", name, number, error)
         return self._set(name, number, _Version(model, candidate.stamp, str(error))), error
 
