@@ -269,3 +269,29 @@ def test_the_demo_reads_a_digit_scores_a_page_and_leaves_nothing_running(tmp_pat
     assert done.stdout.rstrip().endswith("server stopped")
     with Image.open(tmp_path / "out" / "page-scores.png") as picture:
         assert picture.size[0] >= 320
+
+
+def test_a_map_at_another_stride_and_edge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "page.npz"
+    options = ["--stride", "2", "--edge", "align", "--method", "atrous"]
+    assert main(["score-map", str(PAGE), "-o", str(path), *options, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["method"], said["edge"]) == ("atrous", "align")
+    with np.load(path) as arrays:
+        assert (str(arrays["method"]), str(arrays["edge"])) == ("atrous", "align")
+        assert arrays["covered"].tolist()[2:] == arrays["image"].tolist() == said["covered"][2:]
+
+
+def test_ways_to_a_stride_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "lenet", "--size", "100x120", "--stride", "2", "--json"]) == 0
+    ways = json.loads(capsys.readouterr().out)["ways"]
+    assert {way["method"]: way["passes"] for way in ways} == {"shifted": 4, "atrous": 1}
+    assert ways[0]["predicted_s"] <= ways[1]["predicted_s"]
+    assert main(["plan", "lenet", "--size", "100x120", "--stride", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "ways to stride 2; auto takes the first" in text
+    assert "times as fast as" in text
+    assert main(["plan", "lenet", "--size", "100", "--stride", "3"]) == 1
+    assert "stride is 3; it must divide" in capsys.readouterr().err
+    assert main(["plan", "lenet", "--size", "100", "--stride", "2", "--batch", "2"]) == 1
+    assert "--batch" in capsys.readouterr().err

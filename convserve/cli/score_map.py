@@ -203,4 +203,7 @@ def _save_arrays(found: ScoreMap, path: Path) -> None:
         ring=np.asarray(found.ring, np.int64),
         covered=np.asarray(found.covered, np.int64),
         exactness=np.asarray(found.exactness),
+        image=np.asarray(found.image, np.int64),
+        edge=np.asarray(found.edge),
+        method=np.asarray(found.method),
     )

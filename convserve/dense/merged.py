@@ -35,7 +35,7 @@ def open_rows(
     Raises InputError where the way is to run crops or takes too many passes, ShapeError, MemoryBudgetError.
     """
     if way.method == "crops":
-        raise InputError('rows to come slide the network; method="crops" needs the whole image')
+        raise InputError('rows that come one by one slide the network; method="crops" is for Model.score_map')
     if way.edge == "pad" and not begins_with_convolutions(way.engine.graph):
         raise InputError(
             'edge="pad" of rows to come is for networks that begin with convolutions;'

@@ -36,7 +36,7 @@ def open_stream(
     Raises InputError where the way is to run crops, ShapeError, MemoryBudgetError.
     """
     if way.method == "crops":
-        raise InputError('a stream slides the network; method="crops" is for score_map')
+        raise InputError('a stream of rows slides the network; method="crops" is for Model.score_map')
     kept = list(range(way.slide.channels)) if classes is None else classes
     place = way.geometry(image.height, image.width, classes=kept, labels=labels)
     if way.merges:
