@@ -57,6 +57,16 @@ def test_the_token_comes_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "secret" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["classify", "score-map"])
+def test_a_version_may_be_named(
+    address: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [PAGE, "-o", str(tmp_path / "map.npz")] if command == "score-map" else [DIGIT]
+    for version, code in (("1", 0), ("2", 1), ("x", 1)):
+        assert main([command, *where, "--server", address, "--model-version", version]) == code
+    assert "there is no version 2 of the model 'digits'; there is: 1" in capsys.readouterr().err
+
+
 def test_no_bar_is_drawn_where_stderr_is_no_terminal(
     address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,10 @@
 """A server whose models come from a repository: health, versions in requests, polling, SIGHUP."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -111,3 +113,48 @@ def test_sighup_reads_the_repository_again(tmp_path: Path) -> None:
         assert client.classify(X)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_a_file_that_is_cut_off_ends_its_model_alone(tmp_path: Path) -> None:
+    path = add_version(tmp_path, "cut", 1) / "model.convserve"
+    add_version(tmp_path, "whole", 1)
+    with process_of("--repository", str(tmp_path)) as (process, address), Client(address, retries=0) as client:
+        eventually(lambda: {one[2] for one in states(client)} == {"READY"})
+        assert client.classify(X, model="cut")
+        os.truncate(path, 4096)
+        for _ in range(2):
+            with pytest.raises((errors.ServerUnavailable, errors.ModelNotFoundError)):
+                client.classify(X, model="cut")
+        assert client.classify(X, model="whole")
+        assert states(client)[0] == ("cut", "1", "UNAVAILABLE")
+        # still no network
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: "renaming" not in (client.list_models()[0]["reason"] or "renaming"))
+        assert states(client)[0] == ("cut", "1", "UNAVAILABLE")
+        put_network(path)
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: states(client)[0] == ("cut", "1", "READY"))
+        assert client.classify(X, model="cut")
+
+
+def test_loads_and_unloads_from_many_sides_while_others_ask(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        add_version(tmp_path, name, 1)
+    found = repository(tmp_path)
+    expected = found.model("b").model.classify(X)[0].score
+
+    def change(number: int) -> None:
+        (found.unload if number % 2 else found.load)("a")
+
+    with running_server(found) as address, Client(address) as client, ThreadPoolExecutor(4) as pool:
+        changes = [pool.submit(change, number) for number in range(24)]
+        while not all(one.done() for one in changes):
+            assert client.classify(X, model="b")[0].score == expected
+            try:
+                assert client.classify(X, model="a")[0].score == expected
+            except errors.ModelNotFoundError:
+                continue
+        for one in changes:
+            one.result()
+        found.load("a")
+        assert client.classify(X, model="a")[0].score == expected

@@ -85,7 +85,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
-    """Add --net and --server, of which one may be given, and --model, --token, --tls, --timeout (infinity: no limit).
+    """Add --net and --server, of which one may be given, --model, --model-version, --token, --tls and --timeout.
 
     remote_client() makes the client that they ask for.
     """
@@ -93,6 +93,9 @@ def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
     where.add_argument("--net", metavar="NET", help=f"{_NET} (default: the bundled digits)")
     where.add_argument("--server", metavar="HOST:PORT", help="ask a server instead of running here")
     parser.add_argument("--model", default="", help="with --server: the model's name there (default: its only one)")
+    parser.add_argument(
+        "--model-version", default="", metavar="N", help="with --server: the model's version (default: the newest)"
+    )
     said = "no limit" if math.isinf(timeout) else f"{timeout:g}"
     parser.add_argument(
         "--timeout", type=float, default=timeout, metavar="S", help=f"with --server: seconds (default {said})"

@@ -72,7 +72,8 @@ def _results(args: argparse.Namespace) -> list[Predictions]:
     if args.memory_budget is not None:
         raise InputError("--memory-budget cannot be given together with --server, whose budget is its own")
     with remote_client(args) as client:
-        return _in_groups(args, lambda images: client.classify(images, model=args.model, **options))
+        asked = {"model": args.model, "version": args.model_version, **options}
+        return _in_groups(args, lambda images: client.classify(images, **asked))
 
 
 def _in_groups(

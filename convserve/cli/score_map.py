@@ -163,6 +163,7 @@ def _score(args: argparse.Namespace) -> ScoreMap:
         return client.score_map(
             args.image,
             model=args.model,
+            version=args.model_version,
             stride=args.stride,
             method=args.method,
             edge=args.edge,

@@ -74,6 +74,7 @@ class Server:
 
     async def start(self) -> str:
         """Listen, and return the address as host:port; InputError where that is not possible."""
+        most_calls = self._limits.workers + self._limits.max_waiting + _LIGHT_CALLS
         server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -81,13 +82,14 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", self._limits.message_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", most_calls),
                 # a client whose machine has gone is found out within 40 s
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
-            maximum_concurrent_rpcs=self._limits.workers + self._limits.max_waiting + _LIGHT_CALLS,
+            maximum_concurrent_rpcs=most_calls,
         )
         add_ConvserveServicer_to_server(self._service, server)
         self._health = Health(server, self._repository, [CONVSERVE])
