@@ -1,13 +1,15 @@
-"""Fuzzing, behind `make fuzz`: damaged containers, ONNX files and pictures end in our exceptions, or run."""
+"""Fuzzing, behind `make fuzz`: damaged containers, ONNX and Caffe files and pictures end in our exceptions, or run."""
 
 import argparse
 import io
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from caffe_files import drawn_weights, every_layer, files
 from container_files import every_operation
 from onnx_writer import to_onnx
 from PIL import Image
@@ -65,26 +67,26 @@ def fuzz(seconds: float, folder: Path, *, seed: int = 0) -> Counter[str]:
     random = np.random.default_rng(seed)
     path = folder / "net.convserve"
     containers = []
-    for weights in ("fp32", "fp16", "bf16"):
-        write_container(path, convserve.load(every_operation(), weights=weights).graph)
+    for stored in ("fp32", "fp16", "bf16"):
+        write_container(path, convserve.load(every_operation(), weights=stored).graph)
         containers.append(path.read_bytes())
-    sources = {
-        "container": containers,
-        "ONNX file": [to_onnx(every_operation()).SerializeToString()],
-        "picture": pictures(random),
+    text, weights = every_layer(), drawn_weights(every_layer())
+    sources: dict[str, tuple[list[bytes], Callable[[bytes], object]]] = {
+        "container": (containers, lambda content: load_and_run(culprit)),
+        "ONNX file": ([to_onnx(every_operation()).SerializeToString()], load_and_run),
+        "Caffe network": ([text.encode()], lambda content: load_and_run(files(folder, content, weights))),
+        "Caffe weights": ([weights], lambda content: load_and_run(files(folder, text, content))),
+        "picture": (pictures(random), decode),
     }
+    culprit = folder / "culprit.bin"
     outcomes: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        for what, seeds in sources.items():
+        for what, (seeds, take) in sources.items():
             content = damaged(seeds[random.integers(len(seeds))], random)
-            culprit = folder / "culprit.bin"
             culprit.write_bytes(content)
             try:
-                if what == "picture":
-                    decode(content)
-                else:
-                    load_and_run(culprit if what == "container" else content)
+                take(content)
                 outcomes[f"{what}: ran"] += 1
             except ConvserveError as error:
                 outcomes[f"{what}: {type(error).__name__}"] += 1

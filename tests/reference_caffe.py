@@ -180,6 +180,9 @@ FROM_ONE: dict[str, Callable[[pb.LayerParameter, Array, Blob], Array]] = {
     "Pooling": pooling,
     "Power": lambda layer, x, blob: (layer.power_param.shift + layer.power_param.scale * x) ** layer.power_param.power,
     "ReLU": lambda layer, x, blob: np.maximum(x, 0) + layer.relu_param.negative_slope * np.minimum(x, 0),
+    "Reshape": lambda layer, x, blob: x.reshape(
+        [size or x.shape[at] for at, size in enumerate(layer.reshape_param.shape.dim)]
+    ),
     "Scale": scale,
     "Sigmoid": lambda layer, x, blob: 1 / (1 + np.exp(-x)),
     "Softmax": softmax,

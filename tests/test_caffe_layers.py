@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caffe_files import agree, files, image, layer, network, weights
+from caffe_files import agree, every_layer, files, image, layer, network, weights
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -235,6 +235,10 @@ def test_layers_in_place_and_split_blobs_keep_what_others_read(tmp_path: Path) -
     )
     model = agree(tmp_path, text)
     assert [output.name for output in model.graph.outputs] == ["sum"]
+
+
+def test_all_of_them_in_one_network(tmp_path: Path) -> None:
+    agree(tmp_path, every_layer())
 
 
 REFUSED = [

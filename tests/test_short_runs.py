@@ -12,6 +12,7 @@ def test_damaged_files_end_in_our_exceptions_or_run(seed: int, tmp_path: Path) -
     outcomes = fuzz(3, tmp_path, seed=seed)
     assert sum(outcomes.values()) > 100
     assert {"container: ModelFormatError", "ONNX file: ModelFormatError", "picture: ImageError"} <= set(outcomes)
+    assert {"Caffe network: ModelFormatError", "Caffe weights: ModelFormatError"} <= set(outcomes)
 
 
 def test_mixed_requests_from_eight_threads_are_answered_alike_in_steady_memory() -> None:
