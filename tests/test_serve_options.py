@@ -153,6 +153,12 @@ def test_polling_needs_a_repository(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--poll looks at a repository" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [["--tls-cert", "a"], ["--tls-key", "a"], ["--tls-client-ca", "a"]])
+def test_tls_takes_a_certificate_and_its_key(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *given]) == 1
+    assert "TLS takes --tls-cert and --tls-key together" in capsys.readouterr().err
+
+
 def test_the_documentation_has_every_setting() -> None:
     text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]

@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 from serving import FakeModel, running_server
 
+import convserve
 from convserve import errors
+from convserve.cli.main import main
 from convserve.client import Client
 from convserve.server.tls import Certificates
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes certificates, is absent")
+
+
+DIGIT = Path(convserve.__file__).parent / "bundled" / "digit.png"
 
 
 def openssl(*arguments: object) -> None:
@@ -70,6 +75,16 @@ def test_only_clients_of_the_authority_may_connect(folder: Path, name: str | Non
             else:
                 with pytest.raises(errors.ServerUnavailable):
                     client.list_models()
+
+
+def test_the_command_line_shows_a_certificate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = certificates(folder, client_ca=folder / "clients.pem")
+    with running_server({"fake": FakeModel()}, {"certificates": found}) as address:
+        asked = ["classify", str(DIGIT), "--server", localhost(address), "--tls", str(folder / "first.pem")]
+        shown = ["--certificate", str(folder / "clients.pem"), str(folder / "clients.key")]
+        assert main([*asked, *shown]) == 0
+        assert main([*asked, "--timeout", "2"]) == 1
+    assert "zero" in capsys.readouterr().out
 
 
 def test_a_clients_certificate_needs_tls_and_files_that_are_there(folder: Path) -> None:

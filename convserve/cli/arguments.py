@@ -85,7 +85,8 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
-    """Add --net and --server, of which one may be given, --model, --model-version, --token, --tls and --timeout.
+    """Add --net and --server, of which one may be given, --model, --model-version, --token, --tls,
+    --certificate and --timeout.
 
     remote_client() makes the client that they ask for.
     """
@@ -108,6 +109,12 @@ def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
         metavar="ROOTS.pem",
         help="with --server: encrypt; root certificates, by default the system's",
     )
+    parser.add_argument(
+        "--certificate",
+        nargs=2,
+        metavar=("CERT.pem", "KEY.pem"),
+        help="with --server and --tls: the client's own certificate and its key, where the server asks for one",
+    )
 
 
 def remote_client(args: argparse.Namespace) -> "Client":
@@ -126,7 +133,7 @@ def remote_client(args: argparse.Namespace) -> "Client":
             token = Path(args.token).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"the token file {args.token!r} cannot be read: {error}") from error
-    return Client(args.server, token=token, tls=args.tls, timeout=args.timeout)
+    return Client(args.server, token=token, tls=args.tls, certificate=args.certificate, timeout=args.timeout)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
