@@ -134,9 +134,21 @@ def test_affines_fold_into_gemm_and_affine():
     assert_same(graph, after)
 
 
-def test_an_affine_with_activation_stays_behind_a_gemm():
+@pytest.mark.parametrize(("op", "attrs"), [("LayerNormalization", {}), ("GroupNormalization", {"group": 2})])
+def test_affines_fold_into_a_normalization(op, attrs):
+    build = built(4)
+    graph = build.graph(build.affine(build.affine(build.normalization(op, build.affine(build.input), **attrs))))
+    after = fold_affine(graph)
+    assert ops_of(after) == ["Affine", op]
+    assert "activation" not in after.nodes[1].attrs
+    assert_same(graph, after)
+
+
+@pytest.mark.parametrize("op", ["Gemm", "LayerNormalization"])
+def test_an_affine_with_activation_stays_behind_what_has_none(op):
     build = built(size=(1, 1))
-    graph = build.graph(build.affine(build.gemm(build.input, 5), activation="relu"))
+    x = build.gemm(build.input, 5) if op == "Gemm" else build.normalization(op, build.input)
+    graph = build.graph(build.affine(x, activation="relu"))
     assert fold_affine(graph) is graph
 
 

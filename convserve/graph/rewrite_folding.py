@@ -8,6 +8,9 @@ from convserve.graph.ir import Graph, Node
 
 __all__ = ["drop_identities", "fold_affine", "lower_batch_normalization"]
 
+_NORMALIZATIONS = ("GroupNormalization", "LayerNormalization")
+_NEVER_ACTIVE = ("Gemm", *_NORMALIZATIONS)
+
 
 def drop_identities(graph: Graph) -> Graph:
     """Let the readers of each Identity, and the outputs that show it, take its input instead."""
@@ -43,7 +46,7 @@ def _lowered(node: Node) -> Node:
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """Fold chains of Affine nodes into the Conv, ConvTranspose, Gemm or Affine before them.
+    """Fold chains of Affine nodes into the Conv, ConvTranspose, Gemm, Affine or normalization before them.
 
     Only where nothing else reads in between.
     """
@@ -64,7 +67,7 @@ def _affines_behind(node: Node, readers: dict[str, list[Node]], shown: set[str])
     last = node
     while _takes_affine(last) and last.output not in shown and len(readers[last.output]) == 1:
         reader = readers[last.output][0]
-        if reader.op != "Affine" or (node.op == "Gemm" and reader.attrs["activation"]):
+        if reader.op != "Affine" or (node.op in _NEVER_ACTIVE and reader.attrs["activation"]):
             break
         chain.append(reader)
         last = reader
@@ -72,7 +75,7 @@ def _affines_behind(node: Node, readers: dict[str, list[Node]], shown: set[str])
 
 
 def _takes_affine(node: Node) -> bool:
-    takes = node.op in ("Conv", "ConvTranspose", "Gemm", "Affine")
+    takes = node.op in ("Conv", "ConvTranspose", "Affine", *_NEVER_ACTIVE)
     return takes and not node.attrs.get("activation") and len(node.inputs) == 1
 
 
@@ -84,13 +87,18 @@ def _with_affines(node: Node, chain: list[Node]) -> Node:
         scale, shift = scale * factor, shift * factor + affine.params["shift"].astype(np.float64)
     if node.op == "Affine":
         params = {"scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
+    elif node.op in _NORMALIZATIONS:
+        params = {
+            "scale": (node.params["scale"].astype(np.float64) * scale).astype(np.float32),
+            "bias": (node.params["bias"].astype(np.float64) * scale + shift).astype(np.float32),
+        }
     else:
         params = {
             "weight": (node.params["weight"] * _by_filter(node, scale)).astype(np.float32),
             "bias": (node.params["bias"].astype(np.float64) * scale + shift).astype(np.float32),
         }
     attrs = dict(node.attrs)
-    if node.op != "Gemm":
+    if node.op not in _NEVER_ACTIVE:
         attrs["activation"] = chain[-1].attrs["activation"]
     return node.changed(output=chain[-1].output, attrs=attrs, params={**node.params, **params})
 
