@@ -1,11 +1,18 @@
-"""What all tests share: the folder of real networks and images."""
+"""What tests share: the folder of real networks and images, the bundled network and a server of it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
+from refusals import NET, check_that_it_goes_on
+from serving import running_server, stub_of
+
+import convserve
+from convserve.images import decode
+from convserve.wire.convserve_pb2_grpc import ConvserveStub
 
 if os.environ.get("CI"):
     # a change is judged by the same examples each time; `make test` goes on drawing new ones
@@ -41,3 +48,41 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def model() -> convserve.Model:
+    """Return the bundled network."""
+    return convserve.load(NET)
+
+
+@pytest.fixture(scope="module")
+def page() -> np.ndarray:
+    """Return the bundled page of digits, (height, width, 1)."""
+    return decode(NET.with_name("page.png"), channels="gray")
+
+
+@pytest.fixture(scope="module")
+def limits() -> dict[str, int]:
+    """Return what the server of `address` takes at most, where a module says nothing else."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def address(model: convserve.Model, limits: dict[str, int]) -> Iterator[str]:
+    """Serve the bundled network as "digits"."""
+    with running_server({"digits": model}, **limits) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def stub(address: str) -> Iterator[ConvserveStub]:
+    """Return a channel to the server of `address`."""
+    with stub_of(address) as stub:
+        yield stub
+
+
+@pytest.fixture(scope="module")
+def good(model: convserve.Model, stub: ConvserveStub) -> Callable[[], None]:
+    """Return a check that the server of `address` answers rightly."""
+    return lambda: check_that_it_goes_on(stub, model)

@@ -5,19 +5,11 @@ from builder import Builder
 from hypothesis import strategies as st
 
 from convserve.errors import ShapeError
+from convserve.graph.moves import COORDINATES, NEAREST_MODES
 
 __all__ = ["MOVES", "draw_move"]
 
 MOVES = ("Slice", "Pad", "Resize", "DepthToSpace", "SpaceToDepth", "ConvTranspose")
-COORDINATES = (
-    "half_pixel",
-    "half_pixel_symmetric",
-    "pytorch_half_pixel",
-    "align_corners",
-    "asymmetric",
-    "tf_crop_and_resize",
-    "tf_half_pixel_for_nn",
-)
 
 
 def draw_slice(draw, build: Builder, x: str) -> str:
@@ -56,7 +48,7 @@ def draw_resize(draw, build: Builder, x: str) -> str:
     attrs = {
         "mode": interpolation,
         "coordinate_transformation_mode": mode,
-        "nearest_mode": draw(st.sampled_from(("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"))),
+        "nearest_mode": draw(st.sampled_from(NEAREST_MODES)),
         "antialias": interpolation != "nearest" and draw(st.booleans()),
         "exclude_outside": interpolation == "cubic" and draw(st.booleans()),
         "cubic_coeff_a": draw(st.sampled_from((-0.75, -0.5))),

@@ -3,13 +3,13 @@
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from refusals import DIGIT, HUGE, INVALID, LIMITS, NET, PAGE, check_that_it_goes_on, refused
+from refusals import DIGIT, HUGE, INVALID, LIMITS, PAGE, refused
 from serving import FakeModel, image_requests, row_requests, running_server, scores_of, stub_of
 
 import convserve
@@ -23,25 +23,8 @@ HEADER = header_to_message(SceneHeader("uint8", width=40))
 
 
 @pytest.fixture(scope="module")
-def model() -> convserve.Model:
-    return convserve.load(NET)
-
-
-@pytest.fixture(scope="module")
-def address(model: convserve.Model) -> Iterator[str]:
-    with running_server({"digits": model}, **LIMITS) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def stub(address: str) -> Iterator[ConvserveStub]:
-    with stub_of(address) as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
-def good(model: convserve.Model, stub: ConvserveStub) -> Callable[[], None]:
-    return lambda: check_that_it_goes_on(stub, model)
+def limits() -> dict[str, int]:
+    return LIMITS
 
 
 def png_header(width: int, height: int) -> bytes:

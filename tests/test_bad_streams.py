@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusals import HUGE, INVALID, LIMITS, NET, PAGE, check_that_it_goes_on, refused
-from serving import running_server, stub_of
+from refusals import HUGE, INVALID, LIMITS, PAGE, refused
 
-import convserve
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.convserve_pb2_grpc import ConvserveStub
 from convserve.wire.scene import SceneHeader, header_to_message, pieces_to_messages, pixels_to_messages
@@ -20,25 +18,8 @@ ROWS = np.zeros((60, 40, 1), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def model() -> convserve.Model:
-    return convserve.load(NET)
-
-
-@pytest.fixture(scope="module")
-def address(model: convserve.Model) -> Iterator[str]:
-    with running_server({"digits": model}, **LIMITS) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def stub(address: str) -> Iterator[ConvserveStub]:
-    with stub_of(address) as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
-def good(model: convserve.Model, stub: ConvserveStub) -> Callable[[], None]:
-    return lambda: check_that_it_goes_on(stub, model)
+def limits() -> dict[str, int]:
+    return LIMITS
 
 
 # ---- headers

@@ -18,7 +18,6 @@ from serving import FakeModel, running_server
 import convserve
 from convserve import errors
 from convserve.client import AsyncClient, Client
-from convserve.images import decode
 from convserve.results import PlanBytes
 from convserve.wire import codec
 from convserve.wire import convserve_pb2 as pb
@@ -30,22 +29,6 @@ PAGE = BUNDLED / "page.png"
 NOTHING = np.zeros((2, 2, 1), np.uint8)
 COMPLETION = codec.completion_to_message(PLACE, PlanBytes(), seconds=0.25, measured_bytes=7)
 ROWS = pb.ScoreRows(rows=3, scores=bytes(3 * 4 * 2 * 4))
-
-
-@pytest.fixture(scope="module")
-def model() -> convserve.Model:
-    return convserve.load(BUNDLED / "digits.convserve")
-
-
-@pytest.fixture(scope="module")
-def address(model: convserve.Model) -> Iterator[str]:
-    with running_server({"digits": model}) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def page() -> np.ndarray:
-    return decode(PAGE, channels="gray")
 
 
 class Failing(ConvserveServicer):

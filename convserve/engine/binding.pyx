@@ -22,7 +22,7 @@ from convserve.kernels.dispatch cimport (
     CS_RELU, CS_SIGMOID, CS_SIGN, CS_SOFTPLUS, CS_SOFTSIGN, CS_SQRT, CS_SUB, CS_SWISH, CS_TANH, CS_THRESHOLDED_RELU)
 from convserve.kernels.elementwise cimport (
     AFFINE, COPY, LAYER_NORM, LOG_SOFTMAX, LP_NORM, PRELU, SHUFFLE, SOFTMAX, activation_rows, combine_rows,
-    flatten_rows, pixelwise_rows, read_rows, write_rows)
+    pixelwise_rows, read_rows, write_rows)
 from convserve.kernels.gemm cimport conv_rows, depthwise_rows
 from convserve.kernels.local cimport local_rows
 from convserve.kernels.lrn cimport lrn_rows
@@ -62,13 +62,11 @@ cdef RowKernel kernel_of(str kind, bint depthwise) except NULL:
         return combine_rows
     if kind in _ACTIVATIONS:
         return activation_rows
-    if kind == "Flatten":
-        return flatten_rows
     if kind in ("Slice", "Pad", "Resize"):
         return sample_rows
     if kind == "DepthToSpace":
         return depth_to_space_rows
-    if kind == "SpaceToDepth":
+    if kind in ("SpaceToDepth", "Flatten"):
         return space_to_depth_rows
     if kind in _PIXELWISE:
         return pixelwise_rows
@@ -241,6 +239,8 @@ cdef class Executor:
         elif node.op in ("DepthToSpace", "SpaceToDepth"):
             op.kernel_h, op.kernel_w = attrs["blocksize"]
             op.block_inside = attrs["mode"] == "CRD"
+        elif node.op == "Flatten":
+            op.block_inside = True
         elif node.op == "LRN":
             op.size = attrs["size"]
             op.below = (attrs["size"] - 1) // 2

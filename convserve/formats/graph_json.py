@@ -10,6 +10,7 @@ from convserve.errors import ConvserveError, ModelFormatError
 from convserve.formats.packing import is_winograd, packed_shapes, winograd_shapes
 from convserve.graph.activations import ACTIVATIONS
 from convserve.graph.ir import Graph, Node, Output, Volume
+from convserve.graph.moves import COORDINATES, NEAREST_MODES
 from convserve.graph.ops import COMBINATIONS, LARGEST_P, OPS, infer_volumes
 
 __all__ = ["check_graph", "graph_from_json", "graph_to_json"]
@@ -88,16 +89,8 @@ _ATTRIBUTES |= {
     "blocksize": (_whole_numbers(2, 1), "two whole numbers above 0"),
     "mode": _one_of("DCR", "CRD"),
     "Resize.mode": _one_of("nearest", "linear", "cubic"),
-    "coordinate_transformation_mode": _one_of(
-        "half_pixel",
-        "half_pixel_symmetric",
-        "pytorch_half_pixel",
-        "align_corners",
-        "asymmetric",
-        "tf_crop_and_resize",
-        "tf_half_pixel_for_nn",
-    ),
-    "nearest_mode": _one_of("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
+    "coordinate_transformation_mode": _one_of(*COORDINATES),
+    "nearest_mode": _one_of(*NEAREST_MODES),
     "antialias": (lambda value: isinstance(value, bool), "true or false"),
     "exclude_outside": (lambda value: isinstance(value, bool), "true or false"),
     "cubic_coeff_a": (_is_real, "a finite number"),

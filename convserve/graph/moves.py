@@ -18,6 +18,8 @@ from convserve.graph.ir import Node, Volume
 from convserve.graph.window import POINT, Window, Windows, whole
 
 __all__ = [
+    "COORDINATES",
+    "NEAREST_MODES",
     "Taps",
     "depth_to_space_volume",
     "depth_to_space_windows",
@@ -33,6 +35,20 @@ __all__ = [
     "space_to_depth_windows",
     "taps",
 ]
+
+COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+    "tf_half_pixel_for_nn",
+)
+"""Resize's coordinate_transformation_mode: how the place of an output becomes one of the input."""
+
+NEAREST_MODES = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+"""Resize's nearest_mode: how a place is rounded."""
 
 Taps = tuple[np.ndarray, np.ndarray]
 """Of one axis: the positions that each output reads, int64 (outputs, taps), and their weights, float32 of that shape.

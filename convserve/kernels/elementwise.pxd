@@ -5,7 +5,6 @@ from convserve.kernels.rows cimport Op, Ring, Run, Share
 cdef void pixelwise_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
 cdef void activation_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
 cdef void combine_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
-cdef void flatten_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
 cdef void read_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
 cdef void write_rows(const Op *op, const Run *run, const Share *share) noexcept nogil
 cdef void zero_padding(const Ring *ring, int64_t images) noexcept nogil

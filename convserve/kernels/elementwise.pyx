@@ -89,26 +89,6 @@ cdef void combine_rows(const Op *op, const Run *run, const Share *share) noexcep
             kept = out
 
 
-cdef void flatten_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end): the window at each position in C, H, W order, laid along the channels."""
-    cdef const Ring *x = run.rings + op.inputs[0]
-    cdef const Ring *y = run.rings + op.output
-    cdef int64_t area = op.kernel_h * op.kernel_w
-    cdef Patch patch = patch_of(run, share, y)
-    cdef int64_t pixel, i, j, c
-    cdef Place at
-    cdef const float *values
-    cdef float *out
-    for pixel in range(patch.first, patch.last):
-        at = place_of(pixel, &patch)
-        out = pixel_of(y, at)
-        for i in range(op.kernel_h):
-            for j in range(op.kernel_w):
-                values = pixel_of(x, Place(at.image, at.row + i, at.column + j))
-                for c in range(x.channels):
-                    out[c * area + i * op.kernel_w + j] = values[c]
-
-
 cdef void read_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of the image, times op.scale, from the run's source into the input's ring.
 

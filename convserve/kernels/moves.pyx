@@ -100,7 +100,10 @@ cdef void depth_to_space_rows(const Op *op, const Run *run, const Share *share) 
 
 
 cdef void space_to_depth_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
-    """Rows [begin, end): a pixel has the channels of all pixels of its block, in the order of depth_to_space_rows."""
+    """Rows [begin, end): a pixel has the channels of all pixels of its block, in the order of depth_to_space_rows.
+
+    Blocks begin stride_h, stride_w apart: a Flatten's may overlap.
+    """
     cdef const Ring *x = run.rings + op.inputs[0]
     cdef const Ring *y = run.rings + op.output
     cdef Patch patch = patch_of(run, share, y)
@@ -114,7 +117,7 @@ cdef void space_to_depth_rows(const Op *op, const Run *run, const Share *share) 
         out = pixel_of(y, at)
         for i in range(height):
             for j in range(width):
-                values = pixel_of(x, Place(at.image, at.row * height + i, at.column * width + j))
+                values = pixel_of(x, Place(at.image, at.row * op.stride_h + i, at.column * op.stride_w + j))
                 if op.block_inside:
                     for c in range(x.channels):
                         out[c * area + i * width + j] = values[c]

@@ -8,6 +8,7 @@ from convserve.errors import ModelFormatError, UnsupportedOpError
 from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.source import Source
 from convserve.formats.views import View
+from convserve.graph.moves import COORDINATES, NEAREST_MODES
 
 __all__ = ["MOVES", "depth_to_space_of"]
 
@@ -15,15 +16,6 @@ __all__ = ["MOVES", "depth_to_space_of"]
 ENDLESS = (1 << 31) - 1
 LARGEST = 1 << 24
 Triple = tuple[int, int, int]
-COORDINATES = (
-    "half_pixel",
-    "half_pixel_symmetric",
-    "pytorch_half_pixel",
-    "align_corners",
-    "asymmetric",
-    "tf_crop_and_resize",
-    "tf_half_pixel_for_nn",
-)
 
 
 def _volume(context: Context, source: Source) -> tuple[View, list[int | None]]:
@@ -239,9 +231,6 @@ def resize(context: Context, source: Source) -> View:
     return _resized(context, source, image, _reals(context, source, 2), sizes or None, attrs)
 
 
-ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-
-
 def _resized(
     context: Context,
     source: Source,
@@ -265,10 +254,10 @@ def _resized(
     assert given is not None
     axes = _axes(source, source.integers("axes", None), 4, len(given))
     attrs["mode"] = source.text("mode", "nearest")
-    if attrs["mode"] not in ("nearest", "linear", "cubic") or attrs["nearest_mode"] not in ROUNDINGS:
+    if attrs["mode"] not in ("nearest", "linear", "cubic") or attrs["nearest_mode"] not in NEAREST_MODES:
         raise ModelFormatError(
             f"{source}: mode is '{attrs['mode']}' and nearest_mode '{attrs['nearest_mode']}'; supported are nearest, "
-            f"linear and cubic, and {', '.join(ROUNDINGS)}"
+            f"linear and cubic, and {', '.join(NEAREST_MODES)}"
         )
     by_axis = dict(zip(axes, given, strict=True))
     if scales is not None:

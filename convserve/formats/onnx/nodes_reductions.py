@@ -35,8 +35,9 @@ def _pooled(context: Context, source: Source, view: View, axes: set[int]) -> Vie
     op, attrs = _POOLINGS[source.op]
     if axes == {1, 2}:
         return context.emit(source, f"Global{op}", [view], attrs)
-    context.known(source, view)
     kernel = (view.volume.height if 1 in axes else 1, view.volume.width if 2 in axes else 1)
+    if None in kernel:
+        context.known(source, view)
     window = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "auto_pad": "NOTSET"}
     rounding = {"ceil_mode": False, "count_include_pad": False}
     return context.emit(source, op, [view], {"kernel_shape": kernel, **window, **rounding, **attrs})
