@@ -62,10 +62,10 @@ def served(folder: Path) -> Iterator[str]:
         yield address
 
 
-def commands() -> list[list[str]]:
+def commands(start: str = "convserve ") -> list[list[str]]:
     """Return the arguments of every `convserve` line, those of continued lines joined."""
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("convserve ")]
+    return [shlex.split(line[len(start) :], comments=True) for line in lines if line.startswith(start)]
 
 
 def test_the_python_example_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +112,19 @@ def test_the_commands_run(served: str, capsys: pytest.CaptureFixture[str]) -> No
     assert Path("cats.png").exists()
     assert Path("street.npz").exists()
     capsys.readouterr()
+
+
+def test_the_aerial_picture_is_drawn(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("squeezenet1.1.onnx", "synset.txt"):
+        (tmp_path / name).symlink_to(shared_data / "squeezenet" / name)
+    with Image.open(shared_data / "aerial" / "drone_4032x3024.jpg") as photograph:
+        photograph.crop((2500, 700, 2900, 1020)).save(tmp_path / "drone_4032x3024.jpg")
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    drawing = [argv for argv in commands("python -m convserve ") if argv[0] in ("import", "score-map")]
+    assert [main(argv) for argv in drawing] == [0, 0]
+    with Image.open(tmp_path / "docs" / "aerial-scores.jpg") as picture:
+        assert picture.size[0] == 1280
 
 
 def test_every_setting_and_every_command_is_told_of() -> None:
