@@ -14,17 +14,20 @@ HEADERS = ("kernels", "body", "functions", "activations", "norms", "winograd")
 MICRO_KERNELS = [f"convserve/kernels/cs_{isa}.c" for isa in ("portable", "avx2", "avx512")]
 
 
+_MODULES = ("--python_out=.", "--pyi_out=.")
 PROTOS = {
-    "protos/convserve/wire/convserve.proto": ("python", "pyi", "grpc_python"),
-    "protos/convserve/formats/caffe/net.proto": ("python", "pyi"),
+    "protos/convserve/wire/convserve.proto": (*_MODULES, "--grpc_python_out=."),
+    "protos/convserve/formats/caffe/net.proto": _MODULES,
+    # a protocol of others: its descriptors go into a pool of their own (convserve/wire/open_inference.py)
+    "protos/convserve/wire/open_inference.proto": ("--descriptor_set_out=convserve/wire/open_inference.binpb",),
 }
 """The .proto files, and what is generated of each."""
 
 
 class Stubs(Command):
-    """Generates the _pb2.py modules, their types and those of gRPC from the .proto files."""
+    """Generates the _pb2.py modules, their types, those of gRPC and the descriptor set from the .proto files."""
 
-    description = "generate the modules of the .proto files"
+    description = "generate the modules and the descriptor set of the .proto files"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
@@ -39,10 +42,9 @@ class Stubs(Command):
         from grpc_tools import protoc
 
         include = Path(grpc_tools.__file__).with_name("_proto")
-        for proto, kinds in PROTOS.items():
-            outputs = [f"--{kind}_out=." for kind in kinds]
+        for proto, outputs in PROTOS.items():
             if protoc.main(["protoc", "-Iprotos", f"-I{include}", *outputs, proto]):
-                raise SystemExit(f"no stubs could be made of {proto}")
+                raise SystemExit(f"nothing could be made of {proto}")
 
 
 class BuildPy(build_py):

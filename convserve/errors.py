@@ -99,7 +99,11 @@ class MemoryBudgetError(ConvserveError, MemoryError):
 
 
 class RunCancelled(ConvserveError):
-    """The caller cancelled the run, or its deadline passed, before the last band."""
+    """The caller cancelled the run, or its deadline passed (overdue, where that is known), before the last band."""
+
+    def __init__(self, text: str, *, overdue: bool = False) -> None:
+        super().__init__(text)
+        self.overdue = overdue
 
 
 class RemoteError(ConvserveError):

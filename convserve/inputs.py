@@ -86,6 +86,8 @@ class Inputs:
         """Return images of the same size and kind as one batch, None for none."""
         if not images:
             return None
+        if len(images) == 1:
+            return images[0]
         if len({(image.rows.shape, image.rows.dtype) for image in images}) > 1:
             raise ShapeError("the images of one call differ in size or kind after preprocessing; give Preprocess(crop)")
         return images[0].of(np.concatenate([image.rows for image in images]))

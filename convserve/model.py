@@ -12,7 +12,7 @@ from convserve.dense import MergedRows, MergedStream, RowStream, ScoreStream
 from convserve.engine.engine import Cancellation, Engine
 from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, tensor_rows
-from convserve.errors import InputError
+from convserve.errors import InputError, ShapeError
 from convserve.formats.packing import is_winograd
 from convserve.graph.ending import before_softmax, final_softmax, with_softmax
 from convserve.graph.ir import Graph, Output
@@ -117,16 +117,26 @@ class Model:
         return self.measure(x, outputs, memory_budget=memory_budget)[0]
 
     def measure(
-        self, x: np.ndarray, outputs: str | Sequence[str] | None = None, *, memory_budget: int | str | None = None
+        self,
+        x: np.ndarray | list[ImageRows],
+        outputs: str | Sequence[str] | None = None,
+        *,
+        cancellation: Cancellation | None = None,
+        memory_budget: int | str | None = None,
     ) -> tuple[np.ndarray | dict[str, np.ndarray], RunReport]:
-        """Return what run gives, and the report of it: what the run was planned to take, and what was measured."""
+        """Return what run gives, and the report of it: what the run was planned to take, and what was measured.
+
+        x may also be a list of what prepare gives. Another thread may end the run by cancellation: RunCancelled.
+        """
         meter = Meter()
-        names = tuple(output.name for output in self.graph.outputs)
-        if outputs is not None:
-            names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        every = tuple(output.name for output in self.graph.outputs)
+        names = every if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
         engine = self._engine(names)
         budget = parse_budget(memory_budget)
-        found = engine.run(tensor_rows(x, self.graph.input_volume), meter=meter, memory_budget=budget)
+        rows = self._inputs.batch(x) if isinstance(x, list) else tensor_rows(x, self.graph.input_volume)
+        if rows is None:
+            raise ShapeError("there are 0 images; a run has at least 1")
+        found = engine.run(rows, cancellation=cancellation, meter=meter, memory_budget=budget)
         results = {output.name: output.shaped(found[output.name]) for output in engine.graph.outputs}
         return (results[names[0]] if len(names) == 1 else results), meter.report()
 
@@ -321,7 +331,6 @@ class Model:
 
         return dense.streamed(rows, opened, None if reduce is None else kept)
 
-
     def _class_indices(self, engine: Engine, classes: Sequence[int | str] | None) -> tuple[list[int] | None, list[str]]:
         # (indices to keep, or None for all; their labels)
         count = infer_volumes(engine.graph)[engine.graph.outputs[0].tensor].channels
@@ -383,15 +392,8 @@ class Model:
         elif hold_scores:
             volumes = infer_volumes(self.graph, height, width)
             score_bytes = sum(volumes[output.tensor].values for output in self.graph.outputs) * 4 * batch
-        return engine.executor(
-            height,
-            width,
-            images=batch,
-            sink_rows=sink_rows,
-            memory_budget=budget,
-            score_bytes=score_bytes,
-            layout=layout,
-        ).plan
+        options: dict[str, Any] = {"sink_rows": sink_rows, "score_bytes": score_bytes, "layout": layout}
+        return engine.executor(height, width, images=batch, memory_budget=budget, **options).plan
 
     def plan_ways(self, height: int, width: int, **options: Any) -> list[dense.WayPlan]:
         """Return what each way to a score map at a stride is predicted to take, as dense.plan_ways tells."""

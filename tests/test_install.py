@@ -47,7 +47,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     # a clean copy: whatever was built in the tree must not reach the archive
     outside = {".git", ".venv", "build", "dist", "demo-out", ".hypothesis"}
-    built_here = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "*_pb2*.py*", ".*_cache")
+    built_here = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "*_pb2*.py*", "*.binpb", ".*_cache")
 
     def ignored(path: str, names: list[str]) -> set[str]:
         generated = {name for name in names if name.endswith(".c") and not name.startswith("cs_")}
@@ -93,7 +93,7 @@ def test_the_sdist_has_all_sources_and_nothing_generated(sdist: Path) -> None:
     written |= {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py"}
     written |= {"docs/architecture.md", "docs/page-scores.png"}
     assert not written - names
-    assert not {name for name in names if name.endswith((".so", ".pyc")) or "_pb2" in name}
+    assert not {name for name in names if name.endswith((".so", ".pyc", ".binpb")) or "_pb2" in name}
     assert not {name for name in names if name.endswith(".c") and not Path(name).name.startswith("cs_")}
 
 
@@ -105,6 +105,7 @@ def test_the_wheel_has_what_runs_and_no_sources_of_what_is_compiled(wheel: Path)
     wanted = {name for name in names_of(PACKAGE, "*.py", "*.pyi", "py.typed") if "_pb2" not in name}
     wanted |= {name for name in names_of(PACKAGE / "bundled", "*") if Path(name).suffix}
     wanted |= {f"convserve/wire/convserve_pb2{end}" for end in (".py", ".pyi", "_grpc.py")}
+    wanted |= {"convserve/wire/open_inference.binpb"}
     assert not wanted - names
     modules = {name.split(".", 1)[0] for name in names if name.endswith(".so")}
     assert modules == {name.removesuffix(".pyx") for name in names_of(PACKAGE, "*.pyx")}

@@ -348,8 +348,11 @@ def test_reflection_tells_services_and_messages(address: str) -> None:
         services, files = ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))
     names = {service.name for service in services.list_services_response.service}
     assert names == {
-        "convserve.v1.Convserve", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
-    }  # fmt: skip
+        "convserve.v1.Convserve",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    }
     found = [FileDescriptorProto.FromString(file) for file in files.file_descriptor_response.file_descriptor_proto]
     methods = {method.name for file in found for service in file.service for method in service.method}
     assert methods == {"Classify", "ScoreMap", "ListModels", "DescribeModel", "PlanMemory"}

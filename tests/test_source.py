@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "loading": GROUND | {"graph", "formats", "images", "model"},
     "onnx_backend": GROUND | {"model", "loading"},
     "client": GROUND | {"wire", "images"},
-    "server": GROUND | {"wire", "images", "engine", "dense", "model", "loading"},
+    "server": GROUND | {"wire", "images", "graph", "engine", "dense", "model", "loading"},
     "cli": GROUND
     | {"wire", "images", "formats", "kernels", "engine", "plan", "dense", "model", "loading", "client", "server"},
 }
@@ -155,3 +155,12 @@ def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
     for name in ("wire/convserve_pb2.py", "wire/convserve_pb2_grpc.py", "formats/caffe/net_pb2.py"):
         made = (tmp_path / "convserve" / name).read_text()
         assert (PACKAGE / name).read_text() == made, "the stubs are old: make build"
+
+
+def test_the_descriptor_set_is_that_of_the_proto(tmp_path: Path) -> None:
+    pytest.importorskip("grpc_tools", reason="grpcio-tools, which makes the descriptor set, is not installed")
+    made = tmp_path / "open_inference.binpb"
+    proto = "protos/convserve/wire/open_inference.proto"
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"--descriptor_set_out={made}", proto]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert (PACKAGE / "wire" / made.name).read_bytes() == made.read_bytes(), "the descriptor set is old: make build"

@@ -24,6 +24,7 @@ __all__ = [
     "Window",
     "explicit_pads",
     "infer_volumes",
+    "output_shapes",
     "slides",
     "weight_shape",
     "windows",
@@ -313,3 +314,14 @@ def infer_volumes(graph: Graph, height: int | None = None, width: int | None = N
     for node in graph.nodes:
         volumes[node.output] = OPS[node.op].volume(node, [volumes[tensor] for tensor in node.inputs])
     return volumes
+
+
+def output_shapes(graph: Graph) -> dict[str, tuple[int | None, ...]]:
+    """Return the shape of each output for one image of the graph's own size, by name; None for what images decide."""
+    volumes = infer_volumes(graph)
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for output in graph.outputs:
+        volume = volumes[output.tensor]
+        own = (volume.channels, volume.height, volume.width)
+        shapes[output.name] = own if output.shape is None else output.shape
+    return shapes

@@ -5,13 +5,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
-
-import grpc
+from typing import ParamSpec, Protocol, TypeVar
 
 from convserve.errors import RunCancelled, ServerBusy
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Timed"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -20,6 +18,13 @@ MAPS_PER_WORKER = 2
 REST_S = 0.5
 # A refused client is told to wait about as long as a call took lately, in these bounds.
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0
+
+
+class Timed(Protocol):
+    """A call that may have a deadline, as every gRPC context."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, None where there is none."""
 
 
 class Admission:
@@ -71,7 +76,7 @@ class Admission:
 
     async def compute(
         self,
-        context: grpc.aio.ServicerContext,
+        context: Timed,
         cancel: Callable[[], None],
         work: Callable[Arguments, Result],
         *args: Arguments.args,
@@ -85,7 +90,7 @@ class Admission:
         async with self.thread():
             remaining = context.time_remaining()
             if remaining is not None and remaining <= 0:
-                raise RunCancelled("the deadline passed before the request's turn came")
+                raise RunCancelled("the deadline passed before the request's turn came", overdue=True)
             future = asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))
             try:
                 return await asyncio.shield(future)

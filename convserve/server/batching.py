@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-import grpc
-
 from convserve.engine.team import thread_count
 from convserve.errors import ConvserveError, RunCancelled
 from convserve.model import Cancellation
-from convserve.server.admission import Admission
+from convserve.server.admission import Admission, Timed
 
 if TYPE_CHECKING:
     from convserve.model import Model
@@ -108,7 +106,7 @@ class Batcher:
 
     async def join(
         self,
-        context: grpc.aio.ServicerContext,
+        context: Timed,
         key: Hashable,
         images: Sequence[Any],
         work: Callable[[list[Any], Cancellation], list[Any]],

@@ -23,7 +23,7 @@ _LONGEST_TEXT = 2000
 
 _MEMORY_WAIT_S = 1.0
 
-_OURS = "/convserve."
+_OURS = ("/convserve.", "/inference.")
 _OPEN = "/grpc.health.v1."
 
 _log = logging.getLogger("convserve.server")

@@ -39,11 +39,11 @@ DEFAULT_TOP = 5
 class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[misc]
     """Answers from the models of a repository; whatever computes waits its turn in the admission."""
 
-    def __init__(self, repository: Repository, admission: Admission, limits: Limits) -> None:
+    def __init__(self, repository: Repository, admission: Admission, batcher: Batcher, limits: Limits) -> None:
         self._repository = repository
         self._admission = admission
         self._limits = limits
-        self._batcher = Batcher(admission, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s)
+        self._batcher = batcher
 
     async def Classify(
         self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext

@@ -13,14 +13,19 @@ import grpc
 from convserve.errors import InputError
 from convserve.server.access import Access
 from convserve.server.admission import Admission
+from convserve.server.batching import Batcher
 from convserve.server.heap import keep_heap_small, trim_heap
+from convserve.server.inference import Inference
 from convserve.server.interceptors import ErrorInterceptor
 from convserve.server.limits import Limits
+from convserve.server.open_inference import OpenInferenceService, add_open_inference
 from convserve.server.repository import Repository
 from convserve.server.service import ConvserveService
 from convserve.server.standard import CONVSERVE, Health, add_reflection
+from convserve.server.statistics import Statistics
 from convserve.server.tls import Certificates
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
+from convserve.wire.open_inference import OPEN_INFERENCE
 
 __all__ = ["Server", "serve"]
 
@@ -63,7 +68,12 @@ class Server:
         self._admission = Admission(
             workers=self._limits.workers, max_waiting=self._limits.max_waiting, on_rest=on_rest
         )
-        self._service = ConvserveService(repository, self._admission, self._limits)
+        batcher = Batcher(
+            self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s
+        )
+        self._service = ConvserveService(repository, self._admission, batcher, self._limits)
+        inference = Inference(repository, self._admission, batcher, self._limits, Statistics())
+        self._open_inference = OpenInferenceService(inference, self._limits)
         self._interceptor = ErrorInterceptor(access)
         self._certificates, self._access = certificates, access
         self._server: grpc.aio.Server | None = None
@@ -92,7 +102,8 @@ class Server:
             maximum_concurrent_rpcs=most_calls,
         )
         add_ConvserveServicer_to_server(self._service, server)
-        self._health = Health(server, self._repository, [CONVSERVE])
+        add_open_inference(self._open_inference, server)
+        self._health = Health(server, self._repository, [CONVSERVE, OPEN_INFERENCE])
         add_reflection(server)
         wanted = f"{self._host}:{self._wanted_port}"
         try:
@@ -147,6 +158,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         if self._server is not None:
+            self._open_inference.drain()
             with suppress(TimeoutError):
                 # a watch that is not read must not hold the others up
                 async with asyncio.timeout(_LAST_WORDS_S):

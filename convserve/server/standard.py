@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import Sequence
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convserve.server.repository import Repository
 from convserve.wire import convserve_pb2 as pb
+from convserve.wire.open_inference import FILE, OPEN_INFERENCE
 
 __all__ = ["CONVSERVE", "Health", "add_reflection"]
 
@@ -53,4 +55,9 @@ class Health:
 
 def add_reflection(server: grpc.aio.Server) -> None:
     """Serve what the server's services and messages are."""
-    reflection.enable_server_reflection((CONVSERVE, HEALTH, reflection.SERVICE_NAME), server)
+    pool = DescriptorPool()
+    for module in (pb, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    pool.Add(FILE)
+    names = (CONVSERVE, OPEN_INFERENCE, HEALTH, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, pool=pool)

@@ -30,7 +30,7 @@ _TABLE: tuple[tuple[type[errors.ConvserveError], grpc.StatusCode], ...] = (
 
 def status_of(error: errors.ConvserveError, *, overdue: bool = False) -> grpc.StatusCode:
     """Return the code of an exception; overdue tells a run that its deadline ended from one that was cancelled."""
-    if overdue and isinstance(error, errors.RunCancelled):
+    if isinstance(error, errors.RunCancelled) and (overdue or error.overdue):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return next(code for kind, code in _TABLE if isinstance(error, kind))
 
