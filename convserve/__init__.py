@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ModelError,
         ModelFormatError,
         ModelNotFoundError,
+        OutputError,
         PatternError,
         PermissionDeniedError,
         RemoteError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from convserve.model import Model
     from convserve.reduction import Reduction
     from convserve.results import Geometry, Prediction, Predictions, RunReport, ScoreMap
+    from convserve.scenes import RowSource, WrittenMap, open_scene
 
 __all__ = [
     "AsyncClient",
@@ -43,6 +45,7 @@ __all__ = [
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "OutputError",
     "PatternError",
     "PermissionDeniedError",
     "Prediction",
@@ -50,6 +53,7 @@ __all__ = [
     "Preprocess",
     "Reduction",
     "RemoteError",
+    "RowSource",
     "RunCancelled",
     "RunReport",
     "ScoreMap",
@@ -58,9 +62,11 @@ __all__ = [
     "SettingError",
     "ShapeError",
     "UnsupportedOpError",
+    "WrittenMap",
     "__version__",
     "build",
     "load",
+    "open_scene",
 ]
 
 __version__ = "0.1.0"
@@ -75,10 +81,13 @@ _HOMES = {
     "Predictions": "convserve.results",
     "Preprocess": "convserve.images",
     "Reduction": "convserve.reduction",
+    "RowSource": "convserve.scenes",
     "RunReport": "convserve.results",
     "ScoreMap": "convserve.results",
+    "WrittenMap": "convserve.scenes",
     "build": "convserve.loading",
     "load": "convserve.loading",
+    "open_scene": "convserve.scenes",
 }
 
 

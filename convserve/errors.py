@@ -10,6 +10,7 @@ ConvserveError
 │   ├── PatternError          the text of a network does not follow the pattern language, or its layers do not fit
 │   ├── ShapeError            an array or image has a size that the network cannot take
 │   └── SettingError          a CONVSERVE_* variable has a value outside its range
+├── OutputError             a result cannot be written, or not be gone on with
 ├── MemoryBudgetError       no plan fits the budget, or the operating system refused memory
 ├── RunCancelled            the caller cancelled a run, or its deadline passed
 └── RemoteError             the server answered with an error that is none of the above
@@ -28,6 +29,7 @@ __all__ = [
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "OutputError",
     "PatternError",
     "PermissionDeniedError",
     "RemoteError",
@@ -92,6 +94,10 @@ class ShapeError(InputError):
 
 class SettingError(InputError):
     """A CONVSERVE_* variable has a value outside its range."""
+
+
+class OutputError(ConvserveError):
+    """A result cannot be written: the disk is full, or does not allow it. What was finished before stays."""
 
 
 class MemoryBudgetError(ConvserveError, MemoryError):

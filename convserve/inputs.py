@@ -10,6 +10,7 @@ from convserve.errors import InputError, ShapeError
 from convserve.graph.ir import Volume
 from convserve.images.decode import ImageSource, decode
 from convserve.images.preprocess import Preprocess
+from convserve.scenes import RowSource, is_scene, scene_rows
 
 __all__ = ["Inputs"]
 
@@ -58,9 +59,12 @@ class Inputs:
             return self.of_rows(pixels[None])
         return ImageRows(preprocess.apply(pixels).transpose(0, 2, 3, 1))
 
-    def whole(self, image: ImageSource) -> ImageRows:
-        """Return an image in its own size."""
+    def whole(self, image: ImageSource | RowSource) -> ImageRows:
+        """Return an image in its own size; also what scenes.open_scene alone reads, such as a Zarr array."""
         channels = self._volume.channels
+        if isinstance(image, RowSource) or is_scene(image):
+            with scene_rows(image) as source:
+                return self.of_rows(np.concatenate(list(source.pieces(channels)))[None])
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != channels or 0 in image.shape:
                 raise ShapeError(f"the float32 image has shape {image.shape}; it must be (1, {channels}, H, W)")

@@ -1,5 +1,6 @@
 """Model: what a user holds. Run a network, classify images, make score maps, ask for plans."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -27,7 +28,9 @@ from convserve.plan.plan import Plan
 from convserve.plan.weights import WeightTable, weigh
 from convserve.reduction import Reduction, checked_reduction
 from convserve.results import Prediction, Predictions, RunReport, ScoreMap, Storage
+from convserve.scenes import RowSource, is_output
 from convserve.settings import parse_budget
+from convserve.writing import write_map
 
 __all__ = ["Cancellation", "Model"]
 
@@ -202,14 +205,15 @@ class Model:
 
     def score_map(
         self,
-        image: ImageSource,
+        image: ImageSource | RowSource,
         *,
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         method: str = "auto",
         reduce: Reduction | None = None,
         edge: str = "none",
-        output: str | None = None,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         memory_budget: int | str | None = None,
         progress: bool = False,
     ) -> ScoreMap:
@@ -222,24 +226,24 @@ class Model:
         docs/dense.md says how others differ. edge: where windows do not fill the image, "none", "pad" (zeros at the
         bottom and right) or "align" (the last windows at its end).
         reduce: what is kept of a position's scores, default all, as they are. progress: show a bar on stderr.
-        output: which output of several. Raises ShapeError where not one window fits, UnsupportedOpError
-        where the network cannot slide, MemoryBudgetError.
+        output: which output of several; or a file (.npy .npz .zarr .tif): rows go there as they become final, the
+        image is read by rows, memory depends on its width alone, and the result is a WrittenMap. resume: go on with
+        what a run with the same arguments left. Raises InputError, UnsupportedOpError, MemoryBudgetError, OutputError.
         """
         reduce = checked_reduction(reduce)
-        engine = self._engine((output or self.graph.outputs[0].name,), scores=reduce.scores)
+        names = [shown.name for shown in self.graph.outputs]
+        ways: Any = {"stride": stride, "method": method, "edge": edge}
+        if output not in names and is_output(output):
+            budget = parse_budget(memory_budget) or self.memory_budget or settings.get("MEMORY_BUDGET")
+            told: Any = {"reduction": reduce, "resume": resume, "budget": budget, "progress": progress}
+            return write_map(self, image, output, options={**ways, "classes": classes}, **told)
+        if resume:
+            raise InputError("resume goes on with a map on disk; give output=, a path that ends in .zarr for one")
+        engine = self._engine((str(output or names[0]),), scores=reduce.scores)
         chosen, labels = self._class_indices(engine, classes)
-        return dense.score_map(
-            engine,
-            self._inputs.whole(image),
-            stride=stride,
-            classes=chosen,
-            labels=labels,
-            method=method,
-            reduce=reduce,
-            edge=edge,
-            memory_budget=parse_budget(memory_budget),
-            progress=progress,
-        )
+        kept: Any = {"classes": chosen, "labels": labels, "reduce": reduce, "progress": progress}
+        rows, whole_budget = self._inputs.whole(image), parse_budget(memory_budget)
+        return dense.score_map(engine, rows, memory_budget=whole_budget, **ways, **kept)
 
     def score_stream(
         self,
@@ -298,8 +302,8 @@ class Model:
     def stream(
         self,
         *,
-        width: int,
-        rows: Iterable[np.ndarray],
+        rows: Iterable[np.ndarray] | RowSource,
+        width: int | None = None,
         stride: int | tuple[int, int] | None = None,
         classes: Sequence[int | str] | None = None,
         reduce: Reduction | None = None,
@@ -310,24 +314,18 @@ class Model:
     ) -> Iterator[Any]:
         """Yield blocks of score rows, float32 (k, cols, classes), of an image that comes as blocks of rows.
 
-        rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are. The height is
-        not asked for; memory depends on the width alone. reduce: yield what it keeps instead, as dicts of its arrays
-        by name. The rest is as for score_map. Raises ShapeError for rows of another form.
+        rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are, or what open_scene
+        gives, which knows its width. Memory depends on the width alone. reduce: yield what it keeps instead, as
+        dicts of its arrays by name. The rest is as for score_map. Raises ShapeError for rows of another form.
         """
         kept = checked_reduction(reduce)
+        if isinstance(rows, RowSource):
+            width, rows = rows.width, rows.pieces(self.graph.input_volume.channels)
+        options: Any = {"stride": stride, "classes": classes, "method": method, "edge": edge, "output": output}
 
         def opened(dtype: str) -> RowStream | MergedRows:
-            return self.row_stream(
-                width,
-                dtype=dtype,
-                stride=stride,
-                classes=classes,
-                scores=kept.scores,
-                method=method,
-                edge=edge,
-                output=output,
-                memory_budget=memory_budget,
-            )
+            kinds: Any = {"dtype": dtype, "scores": kept.scores, "memory_budget": memory_budget}
+            return self.row_stream(cast(int, width), **kinds, **options)
 
         return dense.streamed(rows, opened, None if reduce is None else kept)
 

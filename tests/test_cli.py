@@ -188,7 +188,7 @@ def test_plan_prints_a_table_and_steps(capsys: pytest.CaptureFixture[str]) -> No
         (["classify", "/no/such.png"], "/no/such.png"),
         (["classify", "x.png", "--net", "/no/such.onnx"], "/no/such.onnx"),
         (["classify", str(DIGIT), "--server", "127.0.0.1:1"], "cannot be reached"),
-        (["score-map", str(PAGE), "-o", "map.gif"], "must end in one of .png, .jpg, .npz"),
+        (["score-map", str(PAGE), "-o", "map.gif"], "must end in one of .png, .jpg, .npy, .npz"),
         (["score-map", str(PAGE), "-o", "m.npz", "--contact-sheet", "b.npz"], "must end in one of .png, .jpg"),
         (["score-map", str(PAGE), "-o", "m.png", "--contact-sheet", "b.png", "--argmax"], "take --top 1"),
         (["score-map", str(PAGE), "-o", "m.npz", "--dtype", "uint8"], "give value_range"),

@@ -38,17 +38,20 @@ MAY_IMPORT = {
     "graph": GROUND,
     "formats": GROUND | {"graph"},
     "images": GROUND,
+    "scenes": GROUND | {"images"},
     "plan": GROUND | {"graph", "formats"},
     "engine": GROUND | {"graph", "formats", "plan", "kernels"},
     "dense": GROUND | {"graph", "plan", "engine"},
-    "inputs": GROUND | {"graph", "images", "engine"},
-    "model": GROUND | {"graph", "formats", "images", "plan", "engine", "dense", "inputs"},
+    "inputs": GROUND | {"graph", "images", "scenes", "engine"},
+    "writing": GROUND | {"graph", "images", "scenes"},
+    "model": GROUND | {"graph", "formats", "images", "scenes", "plan", "engine", "dense", "inputs", "writing"},
     "loading": GROUND | {"graph", "formats", "images", "model"},
     "onnx_backend": GROUND | {"model", "loading"},
-    "client": GROUND | {"wire", "images"},
+    "client": GROUND | {"wire", "images", "scenes"},
     "server": GROUND | {"wire", "images", "graph", "engine", "dense", "model", "loading"},
     "cli": GROUND
-    | {"wire", "images", "formats", "kernels", "engine", "plan", "dense", "model", "loading", "client", "server"},
+    | {"wire", "images", "scenes", "formats", "kernels", "engine", "plan", "dense", "model", "loading"}
+    | {"client", "server"},
 }
 
 

@@ -11,6 +11,7 @@ from convserve.cli.output import print_json, report_fields, size_text
 from convserve.errors import InputError
 from convserve.reduction import DTYPES, Reduction
 from convserve.results import ScoreMap
+from convserve.scenes import ENDINGS, WrittenMap
 
 __all__ = ["register", "run", "save"]
 
@@ -22,12 +23,20 @@ def register(commands: Any) -> None:
     parser = add_command(
         commands,
         "score-map",
-        help="score every window of an image, to a picture (.png, .jpg) or arrays (.npz)",
+        help="score every window of an image, to a picture (.png, .jpg) or arrays (.npy, .npz, .zarr, .tif)",
         example="convserve score-map street.jpg -o cats.png --net n.convserve --class tabby --contact-sheet best.png\n"
-        "convserve score-map page.png -o page.npz --server localhost:8500 --top 5 --dtype float16",
+        "convserve score-map page.png -o page.npz --server localhost:8500 --top 5 --dtype float16\n"
+        "convserve score-map scene.tif -o scene.zarr --net n.convserve --top 5 --resume",
     )
-    parser.add_argument("image", metavar="IMAGE", help="image file, as large as you like")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to write: .png, .jpg or .npz")
+    parser.add_argument("image", metavar="IMAGE", help="image file, .npy or .zarr, as large as you like")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="where to write: a .png or .jpg, or arrays as .npy, .npz, .zarr or .tif, whose image is read by rows",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with arrays that were left half-way")
     parser.add_argument(
         "--class",
         "--classes",
@@ -99,7 +108,7 @@ def _reduction(args: argparse.Namespace) -> Reduction:
 
 def run(args: argparse.Namespace) -> None:
     """Score, write the files, print what was done."""
-    for path, allowed in ((args.output, (*PICTURES, ".npz")), (args.contact_sheet, PICTURES)):
+    for path, allowed in ((args.output, (*PICTURES, *ENDINGS)), (args.contact_sheet, PICTURES)):
         if path is None:
             continue
         if Path(path).suffix not in allowed:
@@ -108,7 +117,15 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"the output file is {path!r}, but there is no such folder")
     if args.contact_sheet is not None and args.argmax:
         raise InputError("--contact-sheet shows the best scores, and --argmax keeps none; take --top 1")
-    found = _score(args)
+    picture = Path(args.output).suffix in PICTURES
+    if picture and args.resume:
+        raise InputError("a picture is drawn from a whole map; --resume goes on with arrays, a .zarr for one")
+    try:
+        found = _score(args, output=None if picture else Path(args.output))
+    except KeyboardInterrupt:
+        if not picture:
+            print(f"convserve: interrupted; finished rows are in {args.output}, and --resume goes on", file=sys.stderr)
+        raise
     drawing = {"background": args.background, "opacity": args.opacity, "side": args.side}
     if found.reduction.value_range is None and args.value_range is not None:
         drawing["value_range"] = tuple(args.value_range)
@@ -118,8 +135,10 @@ def run(args: argparse.Namespace) -> None:
         from convserve.images.pictures import draw_best, save_picture
 
         limits = {"background": args.background, "threshold": args.threshold, "most": args.best}
-        save_picture(draw_best(found, args.image, **limits), args.contact_sheet)
-    save(found, args.image, Path(args.output), **drawing)
+        whole = found.held() if isinstance(found, WrittenMap) else found
+        save_picture(draw_best(whole, args.image, **limits), args.contact_sheet)
+    if picture:
+        save(found, args.image, Path(args.output), **drawing)
     if args.json:
         print_json(
             {
@@ -136,6 +155,7 @@ def run(args: argparse.Namespace) -> None:
                 "exactness": found.exactness,
                 "method": found.method,
                 "edge": found.edge,
+                "resumed_at": getattr(found, "resumed_at", 0),
                 **report_fields(found.report),
             }
         )
@@ -146,65 +166,30 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(f"wrote {path}" for path in (args.output, args.contact_sheet) if path is not None))
 
 
-def _score(args: argparse.Namespace) -> ScoreMap:
-    progress = sys.stderr.isatty() and not args.json
+def _score(args: argparse.Namespace, *, output: Path | None) -> ScoreMap:
+    options: dict[str, Any] = {
+        "classes": args.classes,
+        "stride": args.stride,
+        "method": args.method,
+        "edge": args.edge,
+        "reduce": _reduction(args),
+        "output": output,
+        "resume": args.resume,
+        "progress": sys.stderr.isatty() and not args.json,
+    }
     if not args.server:
-        model = load_net(args.net, args)
-        return model.score_map(
-            args.image,
-            classes=args.classes,
-            stride=args.stride,
-            method=args.method,
-            edge=args.edge,
-            reduce=_reduction(args),
-            progress=progress,
-        )
+        return load_net(args.net, args).score_map(args.image, **options)
     with remote_client(args) as client:
-        return client.score_map(
-            args.image,
-            model=args.model,
-            version=args.model_version,
-            stride=args.stride,
-            method=args.method,
-            edge=args.edge,
-            classes=args.classes,
-            reduce=_reduction(args),
-            memory_budget=args.memory_budget,
-            progress=progress,
-        )
+        there: dict[str, Any] = {"model": args.model, "version": args.model_version}
+        return client.score_map(args.image, memory_budget=args.memory_budget, **there, **options)
 
 
 def save(found: ScoreMap, image: Any, path: Path, **drawing: Any) -> None:
-    """Write a score map to .npz (scores and geometry) or to a picture over the image.
+    """Write a score map to a picture over the image.
 
     A picture of one class is a heat map; of several, each position has the colour of the class that wins.
     drawing: options of images.draw_map. Raises InputError for those that cannot be meant.
     """
-    if path.suffix == ".npz":
-        _save_arrays(found, path)
-        return
     from convserve.images.pictures import draw_map, save_picture
 
     save_picture(draw_map(found, image, **drawing), path)
-
-
-def _save_arrays(found: ScoreMap, path: Path) -> None:
-    import numpy as np
-
-    arrays: dict[str, Any] = {} if found.indices is None else {"indices": found.indices}
-    np.savez(
-        path,
-        **arrays,
-        scores=found.scores,
-        classes=np.asarray(found.classes, np.int64),
-        labels=np.asarray(found.labels or [], np.str_),
-        stride=np.asarray(found.stride, np.int64),
-        window=np.asarray(found.window, np.int64),
-        offset=np.asarray(found.offset, np.int64),
-        ring=np.asarray(found.ring, np.int64),
-        covered=np.asarray(found.covered, np.int64),
-        exactness=np.asarray(found.exactness),
-        image=np.asarray(found.image, np.int64),
-        edge=np.asarray(found.edge),
-        method=np.asarray(found.method),
-    )

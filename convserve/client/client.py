@@ -13,6 +13,7 @@ from convserve.client.transport import Blocking, Waiting, drive, driven
 from convserve.errors import InputError
 from convserve.reduction import Reduction
 from convserve.results import PlanBytes, Predictions, ScoreMap
+from convserve.scenes import RowSource
 
 if TYPE_CHECKING:
     from convserve.client.core import Images
@@ -150,6 +151,8 @@ class Client:
         reduce: Reduction | None = None,
         method: str = "auto",
         edge: str = "none",
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
@@ -164,6 +167,8 @@ class Client:
                 reduce=reduce,
                 method=method,
                 edge=edge,
+                output=output,
+                resume=resume,
                 memory_budget=memory_budget,
                 progress=progress,
                 timeout=timeout,
@@ -204,8 +209,8 @@ class Client:
     def stream(
         self,
         *,
-        width: int,
-        rows: Iterable[np.ndarray],
+        rows: Iterable[np.ndarray] | RowSource,
+        width: int | None = None,
         model: str = "",
         version: str = "",
         stride: int | tuple[int, int] | None = None,

@@ -13,10 +13,12 @@ from convserve.averaging import Averaging
 from convserve.client import answers, requests
 from convserve.client.streams import AsyncScoreStream, Outgoing
 from convserve.client.transport import Call, Channel, credentials
+from convserve.client.writing import write_map
 from convserve.errors import InputError, RemoteError, ShapeError
 from convserve.progress import ProgressBar
 from convserve.reduction import Reduction, checked_reduction
 from convserve.results import PlanBytes, Predictions, ScoreMap
+from convserve.scenes import RowSource
 from convserve.wire import codec, description, scene
 from convserve.wire import convserve_pb2 as pb
 
@@ -161,6 +163,8 @@ class Core:
         reduce: Reduction | None = None,
         method: str = "auto",
         edge: str = "none",
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         memory_budget: int | str | None = None,
         progress: bool = False,
         timeout: float | None = None,
@@ -170,24 +174,22 @@ class Core:
         image: as for classify, never resized or cropped, of any size: it goes in pieces. stride: pixels between
         positions, default the network's, else a divisor or a multiple of it. method, edge: as Model.score_map has them,
         without crops. classes: indices or labels to keep, default all. reduce: what is kept, and sent, of a position's
-        scores, default all, as they are. memory_budget: bytes that the run may take, below the server's own. progress:
-        show a bar on stderr if it takes longer than a second. timeout: seconds for the whole map, instead of the
-        client's; math.inf for no limit.
+        scores, default all, as they are. output: a file (.npy .npz .zarr .tif) to which rows go as they come: the image
+        is then read by rows, and the result is a WrittenMap. resume: go on with what a call with the same arguments
+        left. memory_budget: bytes that the run may take, below the server's own. progress: show a bar on stderr if it
+        takes longer than a second. timeout: seconds for the whole map, instead of the client's; math.inf for no limit.
         """
         kept = checked_reduction(reduce)
-        with ProgressBar("rows of scores", enabled=progress) as bar:
-            stream = await self.score_stream(
-                image,
-                model=model,
-                version=version,
-                stride=stride,
-                classes=classes,
-                reduce=kept,
-                method=method,
-                edge=edge,
-                memory_budget=memory_budget,
-                timeout=timeout,
+        options: dict[str, Any] = {"stride": stride, "classes": classes, "method": method, "edge": edge}
+        where: dict[str, Any] = {"model": model, "version": version, "memory_budget": memory_budget, "timeout": timeout}
+        if output is not None:
+            return await write_map(
+                self, image, output, options=options, where=where, reduction=kept, resume=resume, progress=progress
             )
+        if resume:
+            raise InputError("resume goes on with a map on disk; give output=, a path that ends in .zarr for one")
+        with ProgressBar("rows of scores", enabled=progress) as bar:
+            stream = await self.score_stream(image, reduce=kept, **options, **where)
             try:
                 collector = answers.MapCollector(stream.geometry, kept)
                 bar.total = stream.geometry.rows
@@ -234,8 +236,8 @@ class Core:
     async def stream(
         self,
         *,
-        width: int,
-        rows: "Iterable[np.ndarray] | AsyncIterable[np.ndarray]",
+        rows: "Iterable[np.ndarray] | AsyncIterable[np.ndarray] | RowSource",
+        width: int | None = None,
         model: str = "",
         version: str = "",
         stride: int | tuple[int, int] | None = None,
@@ -248,11 +250,14 @@ class Core:
     ) -> AsyncIterator[Any]:
         """Yield blocks of score rows, float32 (k, cols, classes), of an image that comes as blocks of rows.
 
-        rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are, from an iterable that
-        is read while scores are yielded (by the synchronous client in another thread). Neither side holds the image.
+        rows: arrays (k, width, channels), uint8 to be preprocessed or float32 taken as they are, from an iterable (or
+        what open_scene gives, which knows its width) that is read while scores are yielded (by the synchronous client
+        in another thread). Neither side holds the image.
         The other options are score_map's; with reduce, blocks are dicts of the arrays that it keeps. Raises ShapeError
         for rows of another form.
         """
+        if isinstance(rows, RowSource):
+            width, rows = rows.width, rows.pieces(rows.channels)
         if not isinstance(width, int | np.integer) or width < 1:
             raise InputError(f"width is {width!r}; it must be a whole number from 1")
         blocks = _each(rows)

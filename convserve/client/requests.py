@@ -14,6 +14,7 @@ import numpy as np
 from convserve.averaging import Averaging
 from convserve.errors import ImageError, InputError, ShapeError
 from convserve.reduction import Reduction, checked_reduction
+from convserve.scenes import RowSource, is_scene, open_scene
 from convserve.settings import parse_budget
 from convserve.wire import codec, scene
 from convserve.wire import convserve_pb2 as pb
@@ -21,7 +22,7 @@ from convserve.wire import convserve_pb2 as pb
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Image
+    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Image | RowSource
 
 __all__ = [
     "MapOptions",
@@ -187,8 +188,15 @@ class Scene:
 def scene_of(source: "ImageSource") -> Scene:
     """Return an image in pieces: files and encoded bytes as they are, everything else as blocks of rows.
 
-    Raises ImageError, InputError, ShapeError.
+    So are files that are read by rows: .npy, .zarr, and a TIFF where tifffile reads it. Raises ImageError, InputError,
+    ShapeError.
     """
+    if is_scene(source, tiff=True):
+        try:
+            return _source_scene(open_scene(source))
+        except InputError:
+            if is_scene(source):
+                raise
     if isinstance(source, bytes | bytearray | memoryview):
         view = memoryview(source).cast("B")
         return Scene(None, 0, 0, 0, lambda: scene.pieces_to_messages(view))
@@ -234,6 +242,16 @@ def _rows_scene(rows: np.ndarray) -> Scene:
         raise ShapeError(f"the image has shape {rows.shape} (H, W, C); every size must be at least 1")
     height, width, channels = rows.shape
     return Scene(rows.dtype.name, width, height, channels, lambda: scene.pixels_to_messages(0, rows))
+
+
+def _source_scene(source: RowSource) -> Scene:
+    def pieces() -> Iterator[pb.ScoreMapRequest]:
+        done = 0
+        for rows in source.pieces(source.channels):
+            yield from scene.pixels_to_messages(done, rows)
+            done += len(rows)
+
+    return Scene(source.dtype.name, source.width, source.height, source.channels, pieces)
 
 
 def checked_block(block: Any, *, width: int, like: np.ndarray | None) -> np.ndarray:

@@ -1,0 +1,18 @@
+"""Packages that are imported only where a format needs them, named in one sentence where they are missing."""
+
+from importlib import import_module
+from typing import Any
+
+from convserve.errors import InputError
+
+__all__ = ["optional"]
+
+
+def optional(module: str, what: str) -> Any:
+    """Return an imported package; InputError, which begins with `what` it is for, where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{what}, which takes the package {module}: pip install 'convserve[scenes]'"
+        ) from error
