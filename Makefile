@@ -9,7 +9,7 @@ TORCHVISION := 0.28.0
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense fuzz soak huge train clean
+.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense bench-server fuzz soak huge train clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,6 +46,11 @@ bench-dense: build $(VENV)/with-bench ## time score maps against crops, other st
 	$(PY) -m benchmarks.dense --json bench-out/dense.json $(DENSE)
 
 fuzz: build $(VENV)/with-test ## damage containers, ONNX and Caffe files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
+
+bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--rounds 1'
+	$(PY) -m benchmarks.serving --json bench-out/serving.json $(SERVER)
+
+fuzz: build $(VENV)/with-test ## damage containers, ONNX files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
 	$(PY) tests/fuzz.py $(FUZZ)
 
 soak: build $(VENV)/with-test ## ask a server good and bad things for ten minutes, watching memory; SOAK='--seconds 60'
@@ -59,7 +64,7 @@ train: build $(VENV)/with-train ## train the bundled network again and draw its 
 	$(PY) -m training.make_samples
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build *.egg-info demo-out bench-out
+	rm -rf $(VENV) .venv-serving build *.egg-info demo-out bench-out
 	find convserve -name '*.so' -delete
 
 $(VENV)/made:
@@ -79,6 +84,13 @@ $(VENV)/with-%: $(VENV)/made pyproject.toml
 	  groups = {"build": project["build-system"]["requires"], **project["project"]["optional-dependencies"]}; \
 	  print(*groups["$*"], sep="\n")' > $(VENV)/$*.txt
 	$(PIP) -r $(VENV)/$*.txt
+	touch $@
+
+# MLServer's own requirements fit no newer uvloop, and would not fit beside ours.
+.venv-serving/made:
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check \
+	  mlserver 'uvloop<0.22' onnxruntime 'tritonclient[grpc]' pillow
 	touch $@
 
 # The build requirements lie in the environment itself, so that a later build compiles only what changed.
