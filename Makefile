@@ -45,12 +45,10 @@ bench-memory: build $(VENV)/with-bench ## measure what runs, maps and servers ta
 bench-dense: build $(VENV)/with-bench ## time score maps against crops, other strides and the same; DENSE='--cases ways'
 	$(PY) -m benchmarks.dense --json bench-out/dense.json $(DENSE)
 
-fuzz: build $(VENV)/with-test ## damage containers, ONNX and Caffe files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
-
 bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--rounds 1'
 	$(PY) -m benchmarks.serving --json bench-out/serving.json $(SERVER)
 
-fuzz: build $(VENV)/with-test ## damage containers, ONNX files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
+fuzz: build $(VENV)/with-test ## damage containers, ONNX and Caffe files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
 	$(PY) tests/fuzz.py $(FUZZ)
 
 soak: build $(VENV)/with-test ## ask a server good and bad things for ten minutes, watching memory; SOAK='--seconds 60'
