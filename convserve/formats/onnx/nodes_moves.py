@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
+from convserve.formats.onnx.constants import shape_array
 from convserve.formats.onnx.context import Context
 from convserve.formats.onnx.source import Source
-from convserve.formats.views import View
+from convserve.formats.views import BATCH, View
 from convserve.graph.moves import COORDINATES, NEAREST_MODES
 
-__all__ = ["MOVES", "depth_to_space_of"]
+__all__ = ["MOVES", "depth_to_space_of", "enlarged"]
 
 # Ends from here on mean the end of the axis, as exporters write it.
 ENDLESS = (1 << 31) - 1
@@ -25,10 +26,13 @@ def _volume(context: Context, source: Source) -> tuple[View, list[int | None]]:
     return view, sizes[: len(view.shape)]
 
 
-def _numbers(context: Context, source: Source, index: int) -> tuple[int, ...] | None:
+def _numbers(context: Context, source: Source, index: int, *, batch: bool = False) -> tuple[int, ...] | None:
+    """Return a constant of whole numbers, None where it is left out; batch: the free batch may come first, as a 1."""
     array = context.constant(source, index, optional=True)
     if array is None:
         return None
+    if batch and array.dtype == object and array.size and array.flat[0] == BATCH:
+        array = shape_array([1, *array.flat[1:]])
     if array.dtype.kind not in "iu":
         raise UnsupportedOpError(f"{source}: its input {index} is no list of whole numbers that the file fixes")
     return tuple(int(value) for value in array.reshape(-1))
@@ -227,8 +231,24 @@ def resize(context: Context, source: Source) -> View:
             f"{source}: coordinate_transformation_mode is '{attrs['coordinate_transformation_mode']}'; supported are "
             + ", ".join(COORDINATES)
         )
-    sizes = _numbers(context, source, 3)
+    sizes = _numbers(context, source, 3, batch=not source.has("axes"))
     return _resized(context, source, image, _reals(context, source, 2), sizes or None, attrs)
+
+
+_UNSAID: dict[str, Any] = {
+    "nearest_mode": "floor",
+    "antialias": False,
+    "exclude_outside": False,
+    "cubic_coeff_a": -0.75,
+    "extrapolation_value": 0.0,
+    "roi": (),
+}
+
+
+def enlarged(context: Context, source: Source, image: View, sizes: Sequence[int]) -> View:
+    """Write an image of one row, one column or both, so many times over."""
+    place = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "scales": (0.0, 0.0)}
+    return context.emit(source, "Resize", [image], {**_UNSAID, **place, "sizes": tuple(sizes)})
 
 
 def _resized(
@@ -239,15 +259,7 @@ def _resized(
     sizes: Sequence[int] | None,
     attrs: dict[str, Any],
 ) -> View:
-    defaults = {
-        "nearest_mode": "floor",
-        "antialias": False,
-        "exclude_outside": False,
-        "cubic_coeff_a": -0.75,
-        "extrapolation_value": 0.0,
-        "roi": (),
-    }
-    attrs = defaults | attrs
+    attrs = _UNSAID | attrs
     if (scales is None) == (sizes is None):
         raise ModelFormatError(f"{source} must have either scales or sizes")
     given = scales if sizes is None else sizes

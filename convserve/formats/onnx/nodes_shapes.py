@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from convserve.errors import ModelFormatError, UnsupportedOpError
-from convserve.formats.onnx.arrange import exchanged, transposed
+from convserve.formats.onnx.arrange import exchanged, pointwise, transposed
 from convserve.formats.onnx.context import Context, as_float32, axes_behind_batch
-from convserve.formats.onnx.nodes_moves import depth_to_space_of
+from convserve.formats.onnx.nodes_moves import depth_to_space_of, enlarged
 from convserve.formats.onnx.source import FLOATS, Source
-from convserve.formats.views import View, reshaped
+from convserve.formats.views import BATCH, View, reshaped
 
 __all__ = ["SHAPES"]
 
@@ -152,11 +152,37 @@ def transpose(context: Context, source: Source) -> View:
     return after.shaped(after.dims[: rank - 1])
 
 
+def expand(context: Context, source: Source) -> View:
+    """Write sizes of 1 so many times over: channels by a convolution with ones, rows and columns by the nearest."""
+    view, target = context.view(source, 0), context.constant(source, 1)
+    assert target is not None
+    rank = len(view.shape) + 1
+    wanted = [1] * (rank - target.size) + target.reshape(-1).tolist()
+    if len(wanted) != rank or wanted[0] not in (1, BATCH, context.declared_batch):
+        raise UnsupportedOpError(
+            f"{source} expands {view} to {wanted}; supported are as many axes, the batch left free"
+        )
+    view = context.volume(source, view)
+    sizes = [have if want in (1, have) else want for have, want in zip(view.shape, wanted[1:], strict=True)]
+    changed = [axis for axis, size in enumerate(sizes) if size != view.shape[axis]]
+    if any(view.shape[axis] != 1 for axis in changed):
+        raise ModelFormatError(f"{source}: a tensor of shape {view} cannot be expanded to {wanted}")
+    if not changed:
+        return view
+    channels, *places = context.known(source, view.shaped(sizes))
+    if 0 in changed:
+        view = pointwise(context, source, view, np.ones((channels, 1)))
+    if set(changed) - {0}:
+        view = enlarged(context, source, view, places)
+    return view.shaped(sizes)
+
+
 SHAPES: dict[str, Callable[[Context, Source], View | np.ndarray]] = {
     "Cast": cast,
     "CastLike": cast_like,
     "Concat": concat,
     "Dropout": dropout,
+    "Expand": expand,
     "Flatten": flatten,
     "Identity": identity,
     "Reshape": reshape,
