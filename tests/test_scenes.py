@@ -16,6 +16,7 @@ from PIL import Image
 import convserve
 from convserve import ImageError, InputError, ShapeError
 from convserve.images import decode
+from convserve.scenes import open_scene, overview
 from convserve.scenes.georeference import GeoReference
 from convserve.scenes.tiff import TiffRows
 
@@ -280,3 +281,27 @@ def test_a_pixel_of_the_map_lies_where_its_windows_centre_does() -> None:
     assert turned is not None
     assert turned.of_map((4, 8), (4, 8), (0, 0)).tags()[0][3] == (0, 8, 0, 10, 16, 0, 0, 20, *[0] * 7, 1)
     assert GeoReference.from_tags({33550: (1.0, 1.0)}) is None
+
+
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 90),
+    channels=st.sampled_from([1, 3, 4]),
+    longest=st.integers(1, 100),
+)
+@settings(deadline=None, max_examples=40)
+def test_an_overview_is_the_mean_of_squares(height: int, width: int, channels: int, longest: int) -> None:
+    image = pixels(height, width, channels)
+    found, times = overview(open_scene(image), longest)
+    assert times == max(1, max(height, width) // longest)
+    assert found.shape == (-(-height // times), -(-width // times), 3)
+    colours = decode(image, channels="rgb").astype(np.float64)
+    for row in range(found.shape[0]):
+        for col in range(found.shape[1]):
+            square = colours[row * times : (row + 1) * times, col * times : (col + 1) * times]
+            assert np.abs(found[row, col] - square.mean(axis=(0, 1))).max() <= 0.5
+
+
+def test_values_that_are_no_pixels_have_no_overview() -> None:
+    with pytest.raises(InputError, match="no pixels that a picture could show"):
+        overview(open_scene(np.zeros((8, 8, 3), np.float32)), 4)

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from serving import running_server
 
 import convserve
@@ -253,11 +255,15 @@ def test_another_folder_is_not_replaced_by_a_map(tmp_path: Path, digits: convser
 # ---- what fails
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
+    """No file may grow beyond 8 KiB; not for longer than that, since what pytest writes to may be a file as well."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("ending", [".npy", ".tif", ".zarr"])
@@ -287,11 +293,9 @@ def test_on_a_full_disk_finished_rows_stay(
     assert_same(found, wanted)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_file_that_may_not_grow_is_one_sentence(tmp_path: Path, digits: convserve.Model) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     for ending in ENDINGS:
-        with pytest.raises(OutputError, match="File too large"):
+        with small_files(), pytest.raises(OutputError, match="File too large"):
             digits.score_map(page(400, 400), output=tmp_path / f"map{ending}")
 
 
@@ -360,3 +364,24 @@ def test_the_command_line_is_interrupted_and_goes_on(
     assert np.array_equal(zarr.open_group(tmp_path / "map.zarr")["scores"][:], digits.score_map(page()).scores)
     assert main([*argv[:3], str(tmp_path / "map.png"), "--resume"]) == 1
     assert "--resume goes on with arrays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wanted", [["--class", "3"], ["--background", "no digit"]])
+def test_a_picture_of_a_scene_is_drawn_from_its_rows(tmp_path: Path, wanted: list[str]) -> None:
+    image = np.repeat(page(200, 320), 3, axis=2)
+    tifffile.imwrite(tmp_path / "scene.tif", image, tile=(64, 64))
+    Image.fromarray(image).save(tmp_path / "scene.png")
+    for ending in (".tif", ".png"):
+        command = ["score-map", str(tmp_path / f"scene{ending}"), "-o", str(tmp_path / f"map{ending}.png")]
+        assert main([*command, *wanted, "--net", str(NET)]) == 0
+    pictures = [np.asarray(Image.open(tmp_path / f"map{ending}.png")) for ending in (".tif", ".png")]
+    assert np.array_equal(*pictures)
+
+
+def test_a_huge_scene_is_shrunk_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.repeat(page(256, 3 * 2560), 3, axis=2)
+    np.save(tmp_path / "scene.npy", image)
+    monkeypatch.setenv("CONVSERVE_MAX_PIXELS", "1000000")  # nothing may be decoded whole
+    command = ["score-map", str(tmp_path / "scene.npy"), "-o", str(tmp_path / "map.png"), "--class", "3"]
+    assert main([*command, "--net", str(NET)]) == 0
+    assert Image.open(tmp_path / "map.png").width == 2560

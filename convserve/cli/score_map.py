@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from convserve.cli.output import print_json, report_fields, size_text
 from convserve.errors import InputError
 from convserve.reduction import DTYPES, Reduction
 from convserve.results import ScoreMap
-from convserve.scenes import ENDINGS, WrittenMap
+from convserve.scenes import ENDINGS, WrittenMap, is_scene, overview, scene_rows
 
 __all__ = ["register", "run", "save"]
 
 PICTURES = (".png", ".jpg")
+# The longer side of what a huge image is shrunk to while it is read; pictures are at most as large, or as asked for.
+_LEAST_OVERVIEW = 2560
 
 
 def register(commands: Any) -> None:
@@ -120,8 +123,9 @@ def run(args: argparse.Namespace) -> None:
     picture = Path(args.output).suffix in PICTURES
     if picture and args.resume:
         raise InputError("a picture is drawn from a whole map; --resume goes on with arrays, a .zarr for one")
+    by_rows = picture and is_scene(args.image, tiff=True)
     try:
-        found = _score(args, output=None if picture else Path(args.output))
+        found = _scored_by_rows(args) if by_rows else _score(args, output=None if picture else Path(args.output))
     except KeyboardInterrupt:
         if not picture:
             print(f"convserve: interrupted; finished rows are in {args.output}, and --resume goes on", file=sys.stderr)
@@ -137,7 +141,11 @@ def run(args: argparse.Namespace) -> None:
         limits = {"background": args.background, "threshold": args.threshold, "most": args.best}
         whole = found.held() if isinstance(found, WrittenMap) else found
         save_picture(draw_best(whole, args.image, **limits), args.contact_sheet)
-    if picture:
+    if by_rows:
+        with scene_rows(args.image) as source:
+            image, drawing["shrunk"] = overview(source, max(args.side or 0, _LEAST_OVERVIEW))
+        save(found, image, Path(args.output), **drawing)
+    elif picture:
         save(found, args.image, Path(args.output), **drawing)
     if args.json:
         print_json(
@@ -164,6 +172,13 @@ def run(args: argparse.Namespace) -> None:
     print(f"{found.rows}x{found.cols} positions, {len(found.classes)} class(es), {found.exactness}")
     print(f"{found.seconds:.3f} s in {size_text(memory)} of arena and scratch")
     print("\n".join(f"wrote {path}" for path in (args.output, args.contact_sheet) if path is not None))
+
+
+def _scored_by_rows(args: argparse.Namespace) -> ScoreMap:
+    # neither the image is held, nor more of the map than the picture shows
+    with tempfile.TemporaryDirectory(prefix="convserve-map-") as folder:
+        found = _score(args, output=Path(folder) / "map.npy")
+        return found.held() if isinstance(found, WrittenMap) else found
 
 
 def _score(args: argparse.Namespace, *, output: Path | None) -> ScoreMap:

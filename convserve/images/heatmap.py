@@ -14,6 +14,7 @@ from convserve.images.peaks import find_peaks
 __all__ = ["argmax_map", "heat_map"]
 
 Pair = tuple[int, int]
+Place = tuple[float, float]
 Corners = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
@@ -43,7 +44,7 @@ def _base(image: np.ndarray, zoom: float) -> np.ndarray:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _spread(plane: np.ndarray, shape: Pair, zoom: float, stride: Pair, window: Pair, offset: Pair) -> np.ndarray:
+def _spread(plane: np.ndarray, shape: Pair, zoom: float, stride: Place, window: Place, offset: Place) -> np.ndarray:
     """Return a plane (rows, cols) as float32 over the picture, each value at its window's centre, NaN outside.
 
     shape is the picture's (H, W), zoom times the image's; stride, window and offset are in image pixels.
@@ -88,9 +89,9 @@ def heat_map(
     image: np.ndarray,
     scores: np.ndarray,
     *,
-    stride: Pair,
-    window: Pair,
-    offset: Pair = (0, 0),
+    stride: Place,
+    window: Place,
+    offset: Place = (0, 0),
     label: str = "",
     opacity: float = 0.6,
     value_range: tuple[float, float] | None = None,
@@ -128,9 +129,9 @@ def argmax_map(
     scores: np.ndarray,
     labels: Sequence[str],
     *,
-    stride: Pair,
-    window: Pair,
-    offset: Pair = (0, 0),
+    stride: Place,
+    window: Place,
+    offset: Place = (0, 0),
     threshold: float = 0.5,
     background: int | None = None,
     opacity: float = 0.6,

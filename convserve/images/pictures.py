@@ -29,15 +29,18 @@ def draw_map(
     opacity: float = 0.6,
     value_range: tuple[float, float] | None = None,
     side: int | None = None,
+    shrunk: int = 1,
 ) -> Image.Image:
     """Return a map over its image: of one class a heat map, of several the class that wins each position.
 
     background, threshold: a label, and a score in 0..1, below which positions stay uncoloured, among several.
     value_range: ends of the scale of one class, by default those of its scores. opacity: 0..1; side: pixels of
-    the picture's longer side. Raises InputError, ImageError.
+    the picture's longer side. shrunk: by how many times the image is smaller than the one of the map.
+    Raises InputError, ImageError.
     """
     pixels = decode(image, channels="rgb")
-    place: dict[str, Any] = {"stride": found.stride, "window": found.window, "offset": found.offset}
+    places = {"stride": found.stride, "window": found.window, "offset": found.offset}
+    place: dict[str, Any] = {name: (down / shrunk, across / shrunk) for name, (down, across) in places.items()}
     place |= {"opacity": opacity, "side": side}
     labels, names = _labels(found), _names(found)
     if len(labels) == 1 and not found.reduction.argmax:
