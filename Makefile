@@ -9,7 +9,7 @@ TORCHVISION := 0.28.0
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense bench-server fuzz soak huge train clean
+.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense bench-scenes bench-server fuzz soak huge train clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench-memory: build $(VENV)/with-bench ## measure what runs, maps and servers ta
 
 bench-dense: build $(VENV)/with-bench ## time score maps against crops, other strides and the same; DENSE='--cases ways'
 	$(PY) -m benchmarks.dense --json bench-out/dense.json $(DENSE)
+
+bench-scenes: build $(VENV)/with-scenes ## score 16384x16384 pixels by rows, here and through a server; SCENES='--side 4096'
+	$(PY) -m benchmarks.scenes $(SCENES)
 
 bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--rounds 1'
 	$(PY) -m benchmarks.serving --json bench-out/serving.json $(SERVER)

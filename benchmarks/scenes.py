@@ -1,6 +1,7 @@
-"""A scene of any size from a tiled TIFF to a Zarr map with the top 5: memory of the whole process, sampled.
+"""A scene of any size from a tiled TIFF to a Zarr map with the top 5: memory of the whole processes, sampled.
 
-`python -m benchmarks.scenes --side 16384` makes the scene, scores it in a process of its own and prints what it took.
+`python -m benchmarks.scenes --side 16384` makes the scene, scores it in a process of its own, then through a server,
+and prints what each took.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.residency import Sampler
+from benchmarks.servers import serving
 
-__all__ = ["main", "make_scene", "measure"]
+__all__ = ["main", "make_scene", "measure", "measure_served"]
 
 _LOAD = """
 import json, sys, convserve
@@ -23,11 +25,21 @@ net = sys.argv[1]
 model = (convserve.load if net.endswith((".onnx", ".convserve")) else convserve.build)(net)
 """
 
+_TELL = """
+print(json.dumps({"rows": found.rows, "cols": found.cols, "seconds": found.seconds,
+    "planned_bytes": found.plan.total_bytes, "measured_bytes": found.report.measured_bytes}))
+"""
+
 _SCORE = """
 scene, output = sys.argv[2:]
 found = model.score_map(scene, output=output, reduce=convserve.Reduction(top=5))
-print(json.dumps({"rows": found.rows, "cols": found.cols, "seconds": found.seconds,
-    "planned_bytes": found.plan.total_bytes, "measured_bytes": found.report.measured_bytes}))
+"""
+
+_ASK = """
+import json, sys, convserve
+address, scene, output = sys.argv[1:]
+with convserve.Client(address, timeout=7200) as client:
+    found = client.score_map(scene, output=output, reduce=convserve.Reduction(top=5))
 """
 
 
@@ -60,8 +72,19 @@ def measure(net: str, scene: Path, output: Path) -> dict[str, float]:
     """Score a scene in a process of its own; return what it printed, with its peak of anonymous bytes."""
     # what packs the weights into the cache is another process
     subprocess.run([sys.executable, "-c", _LOAD, net], check=True)
-    command = [sys.executable, "-c", _LOAD + _SCORE, net, str(scene), str(output)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return _sampled([_LOAD + _SCORE + _TELL, net, str(scene), str(output)])
+
+
+def measure_served(net: str, scene: Path, output: Path) -> dict[str, float]:
+    """Score a scene through a server; return the same of the client, and the server's peak of anonymous bytes."""
+    subprocess.run([sys.executable, "-c", _LOAD, net], check=True)
+    with serving(Path(net)) as server, Sampler(server.pid, every_s=0.01) as sampler:
+        found = _sampled([_ASK + _TELL, server.address, str(scene), str(output)])
+    return {**found, "server_peak_anonymous_bytes": sampler.peak_bytes}
+
+
+def _sampled(arguments: list[str]) -> dict[str, float]:
+    process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
     with process, Sampler(process.pid, every_s=0.01) as sampler:
         text, _ = process.communicate()
     if process.returncode:
@@ -80,13 +103,24 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scene = Path(folder) / "scene.tif"
         make_scene(scene, args.side)
-        found = measure(args.net, scene, Path(folder) / "map.zarr")
+        local = measure(args.net, scene, Path(folder) / "map.zarr")
+        served = measure_served(args.net, scene, Path(folder) / "served.zarr")
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps({"local": local, "served": served}))
         return
-    peak, planned = (found[name] / (1 << 20) for name in ("peak_anonymous_bytes", "measured_bytes"))
-    print(f"{args.net} over {args.side}x{args.side}: {found['rows']}x{found['cols']} positions")
-    print(f"{found['seconds']:.1f} s; the whole process took {peak:.1f} MiB, {planned:.1f} MiB of them planned")
+    print(f"{args.net} over {args.side}x{args.side}: {local['rows']}x{local['cols']} positions")
+    print(
+        f"one process: {local['seconds']:.1f} s, {_mebibytes(local['peak_anonymous_bytes'])} at its peak, "
+        f"{_mebibytes(local['measured_bytes'])} of them planned"
+    )
+    print(
+        f"through a server: {served['seconds']:.1f} s, server {_mebibytes(served['server_peak_anonymous_bytes'])}, "
+        f"client {_mebibytes(served['peak_anonymous_bytes'])}"
+    )
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
 
 
 if __name__ == "__main__":
