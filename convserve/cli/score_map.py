@@ -17,8 +17,6 @@ from convserve.scenes import ENDINGS, WrittenMap, is_scene, overview, scene_rows
 __all__ = ["register", "run", "save"]
 
 PICTURES = (".png", ".jpg")
-# The longer side of what a huge image is shrunk to while it is read; pictures are at most as large, or as asked for.
-_LEAST_OVERVIEW = 2560
 
 
 def register(commands: Any) -> None:
@@ -141,12 +139,14 @@ def run(args: argparse.Namespace) -> None:
         limits = {"background": args.background, "threshold": args.threshold, "most": args.best}
         whole = found.held() if isinstance(found, WrittenMap) else found
         save_picture(draw_best(whole, args.image, **limits), args.contact_sheet)
+    image = args.image
     if by_rows:
+        from convserve.images.heatmap import LONGEST_SIDE
+
         with scene_rows(args.image) as source:
-            image, drawing["shrunk"] = overview(source, max(args.side or 0, _LEAST_OVERVIEW))
+            image, drawing["shrunk"] = overview(source, max(args.side or 0, LONGEST_SIDE))
+    if picture:
         save(found, image, Path(args.output), **drawing)
-    elif picture:
-        save(found, args.image, Path(args.output), **drawing)
     if args.json:
         print_json(
             {

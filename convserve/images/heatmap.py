@@ -11,15 +11,17 @@ from convserve.images.colours import class_colours, colour_scale
 from convserve.images.legend import BACKGROUND, Font, font_of, shortened, with_names, with_scale
 from convserve.images.peaks import find_peaks
 
-__all__ = ["argmax_map", "heat_map"]
+__all__ = ["LONGEST_SIDE", "argmax_map", "heat_map"]
 
 Pair = tuple[int, int]
 Place = tuple[float, float]
 Corners = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
+LONGEST_SIDE = 2560
+"""Pixels of the longer side of a picture, unless another is asked for."""
+
 _LONG_SIDE = 1280
-_LONGEST_SIDE = 2560
 _MOST_NAMED = 24
 _MOST_COLOURED = 12
 _MOST_WINDOWS = 48
@@ -33,7 +35,7 @@ def _zoom(image: np.ndarray, side: int | None) -> float:
     longest = max(image.shape[:2])
     if side is not None:
         return side / longest
-    return _LONGEST_SIDE / longest if longest > _LONGEST_SIDE else float(max(1, min(8, _LONG_SIDE // longest)))
+    return LONGEST_SIDE / longest if longest > LONGEST_SIDE else float(max(1, min(8, _LONG_SIDE // longest)))
 
 
 def _base(image: np.ndarray, zoom: float) -> np.ndarray:
