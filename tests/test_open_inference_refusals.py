@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inference_calls import Calls, array_of, calls_of, request_of
-from refusals import DIGIT, HUGE, INVALID, LIMITS, NET, PAGE, refused
+from refusals import DIGIT, HUGE, INVALID, LIMITS, PAGE, refused
 from serving import running_server
 
 import convserve
@@ -28,14 +28,8 @@ X = np.random.default_rng(0).random((1, 1, 28, 28), np.float32)
 
 
 @pytest.fixture(scope="module")
-def model() -> convserve.Model:
-    return convserve.load(NET)
-
-
-@pytest.fixture(scope="module")
-def address(model: convserve.Model) -> Iterator[str]:
-    with running_server({"digits": model}, **LIMITS) as address:
-        yield address
+def limits() -> dict[str, int]:
+    return LIMITS
 
 
 @pytest.fixture(scope="module")
