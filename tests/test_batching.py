@@ -56,7 +56,7 @@ class Work:
 
 def in_loop(body: Callable[[Batcher], Awaitable[None]], **options: Any) -> None:
     async def run() -> None:
-        admission = Admission(workers=2, max_waiting=100)
+        admission = Admission(max_running=2, max_waiting=100)
         try:
             async with asyncio.timeout(20):
                 await body(Batcher(admission, **options))

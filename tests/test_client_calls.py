@@ -171,7 +171,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_tells() -> None:
         return [[] for _ in images]
 
     with (
-        running_server({"slow": FakeModel(classify=classify)}, workers=1, max_waiting=0) as address,
+        running_server({"slow": FakeModel(classify=classify)}, max_running=1, max_waiting=0) as address,
         Client(address, retries=50) as client,
     ):
         first = threading.Thread(target=lambda: client.classify(NOTHING))

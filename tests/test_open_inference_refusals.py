@@ -284,7 +284,7 @@ def test_a_thousand_tiny_requests_of_one_stream(calls: Calls, model: convserve.M
 
 
 def test_streams_that_only_stay_open_are_bounded_and_disturb_nobody(model: convserve.Model) -> None:
-    with running_server({"digits": model}, workers=1, max_waiting=2) as address, calls_of(address) as calls:
+    with running_server({"digits": model}, max_running=1, max_waiting=2) as address, calls_of(address) as calls:
         done = threading.Event()
 
         def silent() -> Iterator[Any]:

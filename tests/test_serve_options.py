@@ -27,7 +27,7 @@ VALUES = {
     "log_calls": ("1", "off", "some"),
     "max_message": ("1MiB", "4096", "12"),
     "max_image": ("1GiB", "4096", "many"),
-    "workers": ("1", "256", "0"),
+    "max_running": ("1", "256", "0"),
     "max_waiting": ("0", "9", "-1"),
     "stall_timeout": ("0.5", "3", "nan"),
     "max_batch": ("1", "32", "1.5"),
@@ -117,12 +117,12 @@ def test_print_config_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVSERVE_SERVE_CONFIG", of_file(tmp_path, 'port = 9\nmax_image = "1GiB"\n'))
-    monkeypatch.setenv("CONVSERVE_SERVE_WORKERS", "3")
+    monkeypatch.setenv("CONVSERVE_SERVE_MAX_RUNNING", "3")
     assert main(["serve", "--print-config", "--json", "--port", "7", "--no-cache"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["port"] == {"value": 7, "source": "--port"}
     assert found["cache"] == {"value": False, "source": "--cache"}
-    assert found["workers"] == {"value": 3, "source": "CONVSERVE_SERVE_WORKERS"}
+    assert found["max_running"] == {"value": 3, "source": "CONVSERVE_SERVE_MAX_RUNNING"}
     assert found["max_image"]["value"] == 1 << 30
     assert main(["serve", "--print-config"]) == 0
     assert 'max_image = "1GiB"  # ' in capsys.readouterr().out

@@ -137,7 +137,7 @@ def until(condition: Any) -> None:
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
-    with blocked(workers=1, max_waiting=2) as (address, release, computed), stub_of(address) as stub:
+    with blocked(max_running=1, max_waiting=2) as (address, release, computed), stub_of(address) as stub:
         calls = slow_calls(stub, 1)
         until(lambda: computed)
         calls += slow_calls(stub, 2)
@@ -166,7 +166,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
 
 
 def test_a_deadline_that_passes_in_the_queue_computes_nothing() -> None:
-    with blocked(workers=1) as (address, release, computed), stub_of(address) as stub:
+    with blocked(max_running=1) as (address, release, computed), stub_of(address) as stub:
         calls = slow_calls(stub, 1)
         until(lambda: computed)
         with pytest.raises(grpc.RpcError) as error:
@@ -180,7 +180,7 @@ def test_a_deadline_that_passes_in_the_queue_computes_nothing() -> None:
 
 
 def test_a_call_that_is_cancelled_in_the_queue_gives_its_place_back() -> None:
-    with blocked(workers=1, max_waiting=1) as (address, release, computed), stub_of(address) as stub:
+    with blocked(max_running=1, max_waiting=1) as (address, release, computed), stub_of(address) as stub:
         calls = slow_calls(stub, 1)
         until(lambda: computed)
         for _ in range(20):
@@ -226,7 +226,7 @@ def test_a_cancelled_classification_leaves_its_thread_to_others() -> None:
     model = convserve.load(NET)
     images = [pb.Image(tensor=pb.Tensor(layout=pb.UINT8_HWC, shape=(28, 28, 1), data=bytes(784)))] * 1000
     request = pb.ClassifyRequest(images=images)
-    with running_server({"digits": model}, workers=1) as address, stub_of(address) as stub:
+    with running_server({"digits": model}, max_running=1) as address, stub_of(address) as stub:
         assert stub.Classify(request).classifications  # plans for the rest
         start = time.monotonic()
         assert stub.Classify(request).classifications
@@ -282,7 +282,7 @@ def test_slow_readers_leave_the_threads_to_others() -> None:
     streams = [FakeStream(rows=MANY_ROWS, **WIDE) for _ in range(2)]
     waiting = iter(streams)
     fake = FakeModel(stream=lambda image, classes: next(waiting))
-    with running_server({"fake": fake}, workers=1) as address, stub_of(address) as stub:
+    with running_server({"fake": fake}, max_running=1) as address, stub_of(address) as stub:
         calls = [stub.ScoreMap(image_requests(b"file")) for _ in streams]
         assert [next(call).WhichOneof("content") for call in calls] == ["geometry"] * 2
         settled(lambda: streams[0].taken + streams[1].taken)
@@ -352,7 +352,7 @@ def test_only_some_maps_are_open_at_once_and_the_others_wait() -> None:
         made.append(FakeStream(rows=MANY_ROWS, **WIDE))
         return made[-1]
 
-    with running_server({"fake": FakeModel(stream=stream)}, workers=1) as address, stub_of(address) as stub:
+    with running_server({"fake": FakeModel(stream=stream)}, max_running=1) as address, stub_of(address) as stub:
         calls = [stub.ScoreMap(image_requests(b"file")) for _ in range(5)]
         assert settled(lambda: len(made)) == 2
         for call in calls:
@@ -367,7 +367,7 @@ def test_only_some_maps_are_open_at_once_and_the_others_wait() -> None:
 def test_a_storm_of_cancelled_calls_leaves_the_server_answering() -> None:
     model = convserve.load(NET)
     pixels = np.random.default_rng(2).integers(0, 256, (200, 150, 1), np.uint8)
-    with running_server({"digits": model}, workers=2, max_waiting=8) as address, stub_of(address) as stub:
+    with running_server({"digits": model}, max_running=2, max_waiting=8) as address, stub_of(address) as stub:
         expected = model.score_map(pixels).scores.tobytes()
 
         def one(number: int) -> None:

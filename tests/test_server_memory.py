@@ -63,7 +63,7 @@ def test_rest_comes_once_after_the_last_call(monkeypatch: pytest.MonkeyPatch) ->
     rests: list[int] = []
 
     async def work() -> None:
-        queue = Admission(workers=1, max_waiting=4, on_rest=lambda: rests.append(queue.calls))
+        queue = Admission(max_running=1, max_waiting=4, on_rest=lambda: rests.append(queue.calls))
         for _ in range(3):
             async with queue.call(), queue.call():
                 await asyncio.sleep(0.01)

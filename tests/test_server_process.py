@@ -227,7 +227,7 @@ def test_serve_prints_json_on_request() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [("workers", 0), ("max_waiting", -1), ("stall_s", 0.0), ("message_bytes", 1 << 40), ("image_bytes", 5)],
+    [("max_running", 0), ("max_waiting", -1), ("stall_s", 0.0), ("message_bytes", 1 << 40), ("image_bytes", 5)],
 )
 def test_limits_out_of_their_range(limit: str, value: float) -> None:
     with pytest.raises(errors.InputError, match=rf"{limit} is .*; allowed: "):

@@ -84,7 +84,7 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
     limits = Limits(
         message_bytes=options["max_message"],
         image_bytes=options["max_image"],
-        workers=options["workers"],
+        max_running=options["max_running"],
         max_waiting=options["max_waiting"],
         stall_s=options["stall_timeout"],
         max_batch=options["max_batch"],

@@ -14,7 +14,7 @@ __all__ = ["Admission", "Timed"]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-MAPS_PER_WORKER = 2
+MAPS_PER_RUN = 2
 REST_S = 0.5
 # A refused client is told to wait about as long as a call took lately, in these bounds.
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0
@@ -30,19 +30,19 @@ class Timed(Protocol):
 class Admission:
     """The engine's queue, for use inside one event loop.
 
-    A call is admitted while fewer than workers + max_waiting others are; a score map holds memory from its
+    A call is admitted while fewer than max_running + max_waiting others are; a score map holds memory from its
     first row to its last, so only some of the calls are maps at once; a thread is held for one block of rows, never
     while a client is waited for.
     """
 
-    def __init__(self, *, workers: int, max_waiting: int, on_rest: Callable[[], None] | None = None) -> None:
-        """workers: threads that compute at once. max_waiting: calls admitted beyond them. on_rest: called in the
+    def __init__(self, *, max_running: int, max_waiting: int, on_rest: Callable[[], None] | None = None) -> None:
+        """max_running: threads that compute at once. max_waiting: calls admitted beyond them. on_rest: called in the
         event loop when for REST_S there was no call, once after each time that there were some.
         """
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="convserve-run")
-        self._threads = asyncio.Semaphore(workers)
-        self._maps = asyncio.Semaphore(workers * MAPS_PER_WORKER)
-        self._most = workers + max_waiting
+        self._pool = ThreadPoolExecutor(max_running, thread_name_prefix="convserve-run")
+        self._threads = asyncio.Semaphore(max_running)
+        self._maps = asyncio.Semaphore(max_running * MAPS_PER_RUN)
+        self._most = max_running + max_waiting
         self._mean_s = _SHORTEST_WAIT_S
         self._on_rest = on_rest
         self._rest: asyncio.TimerHandle | None = None

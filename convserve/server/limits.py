@@ -9,7 +9,7 @@ __all__ = ["RANGES", "Limits"]
 RANGES: dict[str, tuple[float, float]] = {
     "message_bytes": (1 << 10, (1 << 31) - 1),
     "image_bytes": (1 << 10, 1 << 40),
-    "workers": (1, 256),
+    "max_running": (1, 256),
     "max_waiting": (0, 4096),
     "stall_s": (0.01, 86400),
     "max_batch": (1, 1024),
@@ -23,7 +23,7 @@ class Limits:
     """A server's limits; InputError for values outside their range.
 
     message_bytes: longest request message. image_bytes: longest image file of a score map, which comes in
-    several messages. workers: threads that compute at once. max_waiting: calls that wait beyond them before
+    several messages. max_running: threads that compute at once. max_waiting: calls that wait beyond them before
     further ones are refused. stall_s: seconds that a score map waits for its client to send or to read.
     max_batch: images of several calls that run together; None: as predicted times favour. max_delay_s: seconds that a
     call waits for others; None: a tenth of a run at most, while others are about.
@@ -31,7 +31,7 @@ class Limits:
 
     message_bytes: int = 64 << 20
     image_bytes: int = 256 << 20
-    workers: int = 4
+    max_running: int = 4
     max_waiting: int = 64
     stall_s: float = 60.0
     max_batch: int | None = None

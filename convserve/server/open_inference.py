@@ -37,7 +37,7 @@ class OpenInferenceService:
         self._repository = inference.repository
         self._limits = limits
         self._streams = 0
-        self._most_streams = limits.workers + limits.max_waiting
+        self._most_streams = limits.max_running + limits.max_waiting
         self._idle: set[asyncio.Timeout] = set()
         self._draining = False
 

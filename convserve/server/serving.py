@@ -66,7 +66,7 @@ class Server:
         self._limits = limits or Limits()
         self._repository = repository
         self._admission = Admission(
-            workers=self._limits.workers, max_waiting=self._limits.max_waiting, on_rest=on_rest
+            max_running=self._limits.max_running, max_waiting=self._limits.max_waiting, on_rest=on_rest
         )
         batcher = Batcher(
             self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s
@@ -84,7 +84,7 @@ class Server:
 
     async def start(self) -> str:
         """Listen, and return the address as host:port; InputError where that is not possible."""
-        most_calls = self._limits.workers + self._limits.max_waiting + _LIGHT_CALLS
+        most_calls = self._limits.max_running + self._limits.max_waiting + _LIGHT_CALLS
         server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
