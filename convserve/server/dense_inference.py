@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convserve.errors import InputError, MemoryBudgetError, ShapeError
+from convserve.reduction import Reduction
 from convserve.server.admission import Admission, Timed
 from convserve.server.incoming import with_channels
 from convserve.server.limits import Limits
 from convserve.server.scoring import Scoring
 from convserve.server.statistics import Record
+from convserve.wire.codec import rows_from_message
 from convserve.wire.infer import InferAnswer, InferRequest, InferTensor
 from convserve.wire.scene import PIECE_BYTES, SceneHeader
 
 if TYPE_CHECKING:
     from convserve.model import Model
+    from convserve.wire import convserve_pb2 as pb
 
 __all__ = ["dense_parts", "is_dense", "memory_limit", "whole_map"]
 
-_OWN = ("dense", "dense_stride", "dense_classes")
+_TEXTS = {"dense_method": "auto", "dense_edge": "none", "dense_dtype": "float32"}
+_FLAGS = ("dense_softmax", "dense_argmax")
+_OWN = ("dense", "dense_stride", "dense_classes", "dense_top", "dense_value_range", *_FLAGS, *_TEXTS)
+_DATATYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8", "int32": "INT32"}
 
 
 def is_dense(request: InferRequest) -> bool:
@@ -64,6 +70,41 @@ def _classes(value: Any) -> list[int | str] | None:
     return [int(part) if part.isdigit() and len(part) < 10 else part for part in parts]
 
 
+def _flag(request: InferRequest, name: str) -> bool:
+    value = request.parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"the parameter {name} is {str(value)[:100]!r}; it must be true or false")
+    return value
+
+
+def _text(request: InferRequest, name: str) -> str:
+    value = request.parameters.get(name, _TEXTS[name])
+    if not isinstance(value, str) or len(value) > 100:
+        raise InputError(f"the parameter {name} is {str(value)[:100]!r}; it must be a text such as {_TEXTS[name]!r}")
+    return value
+
+
+def _value_range(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value.split(","))
+    except (AttributeError, ValueError):
+        said = f"dense_value_range is {str(value)[:100]!r}; it must be two numbers, the lower first: '-4,16'"
+        raise InputError(said) from None
+    return low, high
+
+
+def _reduction(request: InferRequest) -> Reduction:
+    return Reduction(
+        top=request.parameters.get("dense_top"),  # type: ignore[arg-type]
+        argmax=_flag(request, "dense_argmax"),
+        scores="softmax" if _flag(request, "dense_softmax") else "raw",
+        dtype=_text(request, "dense_dtype"),
+        value_range=_value_range(request.parameters.get("dense_value_range")),
+    )
+
+
 def _header(request: InferRequest, tensor: InferTensor, name: str) -> SceneHeader:
     header = SceneHeader(
         None,
@@ -71,6 +112,9 @@ def _header(request: InferRequest, tensor: InferTensor, name: str) -> SceneHeade
         classes=_classes(request.parameters.get("dense_classes")),
         stride=_stride(request.parameters.get("dense_stride")),
         memory_budget=memory_limit(request) or 0,
+        reduction=_reduction(request),
+        method=_text(request, "dense_method"),
+        edge=_text(request, "dense_edge"),
     )
     shape = tensor.shape
     if tensor.datatype == "BYTES":
@@ -107,9 +151,10 @@ async def dense_parts(
     *,
     most_bytes: int | None = None,
 ) -> AsyncGenerator[InferAnswer, None]:
-    """Yield a score map: blocks of rows from top to bottom, each FP32 [rows, cols, classes], then a part without.
+    """Yield a score map: blocks of rows from top to bottom, then a part without outputs.
 
-    Each is first with outputs and parameters. most_bytes: MemoryBudgetError for a map larger than that.
+    Each is first with outputs and parameters; the outputs are the arrays of the request's reduction.
+    most_bytes: MemoryBudgetError for a map larger than that.
     """
     header = _header(request, tensor, first.model)
     output = _only_output(request, model)
@@ -127,11 +172,12 @@ async def dense_parts(
             opened = time.perf_counter_ns()
             record.images, record.input_ns = 1, opened - start
             place = scoring.geometry
-            size = 4 * place.rows * place.cols * len(place.classes)
+            size = header.reduction.bytes_of(place.rows * place.cols, len(place.classes))
             if most_bytes is not None and size > most_bytes:
                 raise MemoryBudgetError(
                     f"the map of {place.rows}x{place.cols} positions, {len(place.classes)} classes takes {size} bytes;"
-                    f" an answer has {most_bytes} at most: ask for fewer classes, or for its parts (ModelStreamInfer)"
+                    f" an answer has {most_bytes} at most: ask for fewer classes (dense_classes, dense_top), or for its"
+                    " parts (ModelStreamInfer)"
                 )
             geometry = _parameters(scoring, chosen=header.classes is not None)
             for rows in [None] if header.dtype is None else _blocks_of(tensor, header):
@@ -139,12 +185,12 @@ async def dense_parts(
                     scoring.feed(rows)
                 while messages := await admission.compute(context, scoring.cancel, scoring.next_rows):
                     for message in messages:
-                        yield _part(first, output, geometry, message.rows)
+                        yield _part(first, output, geometry, scoring, header.reduction, message.rows)
             if header.dtype is not None:
                 scoring.finish(header.height)
                 while messages := await admission.compute(context, scoring.cancel, scoring.next_rows):
                     for message in messages:
-                        yield _part(first, output, geometry, message.rows)
+                        yield _part(first, output, geometry, scoring, header.reduction, message.rows)
             record.infer_ns = time.perf_counter_ns() - opened
             record.batches.append(1)
             measured = scoring.measured_bytes
@@ -174,24 +220,39 @@ def _parameters(scoring: Scoring, *, chosen: bool) -> dict[str, Any]:
         **texts,
         **classes,
         "exactness": place.exactness,
+        "edge": place.edge,
+        "method": place.method,
         "planned_bytes": scoring.plan.total_bytes,
     }
 
 
-def _part(first: InferAnswer, output: str, geometry: dict[str, Any], rows: Any) -> InferAnswer:
-    scores = np.frombuffer(rows.scores, "<f4").reshape(rows.rows, geometry["cols"], -1)
+def _part(
+    first: InferAnswer,
+    output: str,
+    parameters: dict[str, Any],
+    scoring: Scoring,
+    reduction: Reduction,
+    rows: "pb.ScoreRows",
+) -> InferAnswer:
+    arrays = rows_from_message(rows, scoring.geometry, reduction)
+    names = {"scores": output, "indices": f"{output}_indices"}
     return replace(
         first,
-        parameters={**geometry, "first_row": rows.first_row},
-        outputs=[InferTensor(output, "FP32", scores.shape, scores)],
+        parameters={**parameters, "first_row": rows.first_row},
+        outputs=[
+            InferTensor(names[kind], _DATATYPES[array.dtype.name], array.shape, array)
+            for kind, array in arrays.items()
+        ],
     )
 
 
 def whole_map(parts: Sequence[InferAnswer]) -> InferAnswer:
     """Return the answer that the parts of a score map are together."""
     *blocks, last = parts
-    arrays = [block.outputs[0].contents for block in blocks]
-    name = blocks[0].outputs[0].name
-    scores = np.concatenate([array for array in arrays if isinstance(array, np.ndarray)])
+    outputs = []
+    for number, one in enumerate(blocks[0].outputs):
+        arrays = [np.asarray(block.outputs[number].contents) for block in blocks]
+        whole = np.concatenate(arrays)
+        outputs.append(replace(one, shape=whole.shape, contents=whole))
     parameters = {name: value for name, value in last.parameters.items() if name != "triton_final_response"}
-    return replace(last, parameters=parameters, outputs=[InferTensor(name, "FP32", scores.shape, scores)])
+    return replace(last, parameters=parameters, outputs=outputs)

@@ -43,7 +43,7 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class InferTensor:
-    """A tensor: float32, float16 or uint8 values of its shape, or as many byte strings."""
+    """A tensor: values (float32, float16, uint8, int32) of its shape, or as many byte strings."""
 
     name: str
     datatype: str
