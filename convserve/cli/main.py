@@ -3,31 +3,32 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 
 from convserve import __version__
-from convserve.cli import (
-    bench,
-    cache,
-    calibrate,
-    classify,
-    demo,
-    describe,
-    import_net,
-    info,
-    plan,
-    score_map,
-    serve,
-    verify,
-)
 from convserve.errors import ConvserveError, PatternError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, classify, score_map, import_net, describe, plan, verify, bench, calibrate, cache, info, demo)
+# each command and the module of it; one that is asked for is imported alone, since others need more than it does
+_COMMANDS = {
+    "serve": "serve",
+    "classify": "classify",
+    "score-map": "score_map",
+    "import": "import_net",
+    "describe": "describe",
+    "plan": "plan",
+    "verify": "verify",
+    "bench": "bench",
+    "calibrate": "calibrate",
+    "cache": "cache",
+    "info": "info",
+    "demo": "demo",
+}
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convserve",
         description="ConvNet inference and dense score maps on CPUs, in the memory you set.",
@@ -35,14 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"convserve {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.register(commands)
+    for command in wanted:
+        import_module(f"convserve.cli.{_COMMANDS[command]}").register(commands)
     return parser
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     # argparse takes a list of files as ended where an option follows; here files may stand before and behind options
-    parser = _parser()
+    texts = sys.argv[1:] if argv is None else argv
+    parser = _parser(texts[:1] if texts and texts[0] in _COMMANDS else _COMMANDS)
     args, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(args, "images") or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

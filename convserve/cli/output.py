@@ -1,9 +1,10 @@
 """What commands print: JSON documents, tables of predictions, sizes."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convserve.results import Prediction, RunReport, SizedPlan
+if TYPE_CHECKING:
+    from convserve.results import Prediction, RunReport, SizedPlan
 
 __all__ = ["plan_fields", "prediction_fields", "prediction_lines", "print_json", "report_fields", "size_text"]
 
@@ -13,23 +14,23 @@ def print_json(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
 
 
-def prediction_fields(prediction: Prediction) -> dict[str, Any]:
+def prediction_fields(prediction: "Prediction") -> dict[str, Any]:
     """Return a prediction as JSON."""
     return {"label": prediction.label, "index": prediction.index, "score": prediction.score}
 
 
-def prediction_lines(predictions: list[Prediction]) -> list[str]:
+def prediction_lines(predictions: "list[Prediction]") -> list[str]:
     """Return one line for each prediction: score, then label."""
     return [f"{one.score:10.4f}  {one.label}" for one in predictions]
 
 
-def plan_fields(plan: SizedPlan) -> dict[str, int]:
+def plan_fields(plan: "SizedPlan") -> dict[str, int]:
     """Return a plan's sizes, in bytes, as JSON."""
     names = ("arena_bytes", "scratch_bytes", "weight_bytes", "score_bytes", "total_bytes")
     return {name: getattr(plan, name) for name in names}
 
 
-def report_fields(report: RunReport) -> dict[str, Any]:
+def report_fields(report: "RunReport") -> dict[str, Any]:
     """Return what a call was planned to take and what was measured as JSON."""
     return {"plan": plan_fields(report.plan), "measured_bytes": report.measured_bytes, "seconds": report.seconds}
 
