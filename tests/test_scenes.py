@@ -19,6 +19,7 @@ from convserve.images import decode
 from convserve.scenes import open_scene, overview
 from convserve.scenes.georeference import GeoReference
 from convserve.scenes.tiff import TiffRows
+from convserve.scenes.tiff_page import PageRows
 
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 
@@ -109,19 +110,20 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
 def test_only_one_row_of_tiles_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels(200, 130), tile=(32, 32), compression="zlib")
     read_rows: list[tuple[int, int]] = []
-    tile_row = TiffRows._tile_row
+    tile_row = PageRows._tile_row
 
-    def counted(self: TiffRows, first: int, count: int) -> np.ndarray:
+    def counted(self: PageRows, first: int, count: int) -> np.ndarray:
         read_rows.append((first, count))
         return tile_row(self, first, count)
 
-    monkeypatch.setattr(TiffRows, "_tile_row", counted)
+    monkeypatch.setattr(PageRows, "_tile_row", counted)
     with convserve.open_scene(tmp_path / "a.tif") as source:
         blocks = source.blocks(70)
         next(blocks)
-        assert read_rows == [(70, 26)]
+        # the first row is tried when the file is opened
+        assert read_rows == [(0, 1), (70, 26)]
         next(blocks)
-    assert read_rows == [(70, 26), (96, 32)]
+    assert read_rows == [(0, 1), (70, 26), (96, 32)]
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -144,17 +146,22 @@ def test_a_tiff_that_is_cut_short_names_the_row(tmp_path: Path, compression: str
 
 def test_what_is_no_tiff_or_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_bytes(b"no tiff at all")
-    tifffile.imwrite(tmp_path / "cmyk.tif", pixels(40, 30, 4), photometric="separated")
+    tifffile.imwrite(tmp_path / "lab.tif", pixels(40, 30, 3), photometric="cielab")
     tifffile.imwrite(tmp_path / "double.tif", np.zeros((40, 30)))
-    refused = {"text": "cannot be read", "none": "No such file", "cmyk": "SEPARATED", "double": "float64"}
+    refused = {"text": "cannot be read", "none": "No such file", "double": "float64"}
     for name, text in refused.items():
         with pytest.raises(InputError, match=text):
             convserve.open_scene(tmp_path / f"{name}.tif")
+    with pytest.raises(ImageError, match="CIELAB"):
+        TiffRows(tmp_path / "lab.tif")
+    # which Pillow converts
+    assert np.array_equal(read(tmp_path / "lab.tif"), decode(tmp_path / "lab.tif"))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels(), compression="lzw")
     monkeypatch.setitem(sys.modules, "tifffile", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(InputError, match=r"takes the package tifffile: pip install 'convserve\[scenes\]'"):
         convserve.open_scene(tmp_path / "a.tif")
 
@@ -170,7 +177,7 @@ def test_a_compression_that_is_not_there_is_named_before_anything_is_read(
 
     monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", Missing())
     with pytest.raises(ImageError, match="ZSTD"):
-        convserve.open_scene(tmp_path / "a.tif")
+        TiffRows(tmp_path / "a.tif")
 
 
 def test_a_row_of_tiles_has_a_pixel_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

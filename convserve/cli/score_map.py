@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     picture = Path(args.output).suffix in PICTURES
     if picture and args.resume:
         raise InputError("a picture is drawn from a whole map; --resume goes on with arrays, a .zarr for one")
-    by_rows = picture and is_scene(args.image, tiff=True)
+    by_rows = picture and is_scene(args.image)
     try:
         found = _scored_by_rows(args) if by_rows else _score(args, output=None if picture else Path(args.output))
     except KeyboardInterrupt:

@@ -188,15 +188,11 @@ class Scene:
 def scene_of(source: "ImageSource") -> Scene:
     """Return an image in pieces: files and encoded bytes as they are, everything else as blocks of rows.
 
-    So are files that are read by rows: .npy, .zarr, and a TIFF where tifffile reads it. Raises ImageError, InputError,
-    ShapeError.
+    So are files that are read by rows: .npy, .zarr, and a TIFF where a package is there that does. Raises ImageError,
+    InputError, ShapeError.
     """
-    if is_scene(source, tiff=True):
-        try:
-            return _source_scene(open_scene(source))
-        except InputError:
-            if is_scene(source):
-                raise
+    if is_scene(source):
+        return _source_scene(open_scene(source))
     if isinstance(source, bytes | bytearray | memoryview):
         view = memoryview(source).cast("B")
         return Scene(None, 0, 0, 0, lambda: scene.pieces_to_messages(view))

@@ -9,7 +9,7 @@ import numpy as np
 from convserve.errors import ImageError, ShapeError
 from convserve.scenes.source import RowSource, pixel_type
 
-__all__ = ["ArrayRows", "DecodedRows", "MappedRows", "scaled_pixels"]
+__all__ = ["ArrayRows", "DecodedRows", "MappedRows", "scaled_pixels", "without_data"]
 
 _MOST_CHANNELS = 1 << 10
 
@@ -80,3 +80,15 @@ def scaled_pixels(rows: np.ndarray) -> np.ndarray:
     if rows.dtype == np.uint16:
         return ((rows.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
+
+
+def without_data(rows: np.ndarray, stored: np.ndarray, nothing: Any) -> np.ndarray:
+    """Return rows (k, width, channels) with 0 where every stored sample has the value that stands for no data.
+
+    stored: (k, width, samples); nothing: a number, NaN perhaps, or one for each sample.
+    """
+    gone = stored == nothing
+    if np.isnan(nothing).any():
+        gone |= np.isnan(stored) & np.isnan(nothing)
+    found: np.ndarray = np.where(gone.all(axis=2, keepdims=True), rows.dtype.type(0), rows)
+    return found

@@ -1,38 +1,47 @@
 """Which kind of source an image is: by its type, and by a path's ending."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convserve.errors import ImageError
 from convserve.scenes.arrays import ArrayRows, DecodedRows, MappedRows
+from convserve.scenes.optional import installed
 from convserve.scenes.source import RowSource
 
 __all__ = ["is_scene", "open_scene", "scene_rows"]
 
 _TIFF = (".tif", ".tiff", ".btf", ".tf8")
 _ARRAYS = (".npy", ".zarr")
+_RASTERS = (".vrt", ".img", ".bil", ".ers", ".asc", ".ntf", ".mrf")
+# which Pillow decodes as well
+_JPEG_2000 = (".jp2", ".j2k")
 
 
-def is_scene(image: Any, *, tiff: bool = False) -> bool:
-    """Return whether an image is a source, or the path of one that only open_scene reads: .npy, .zarr.
+def is_scene(image: Any) -> bool:
+    """Return whether an image is a source, or a path that open_scene reads by rows: .npy, .zarr, .vrt, ...
 
-    tiff: or of a TIFF, which Pillow reads as well, but not by rows.
+    .tif is one where the packages are there that read it so; else Pillow reads it as any picture.
     """
     if isinstance(image, RowSource):
         return True
-    return isinstance(image, (str, os.PathLike)) and _ending(image) in (*_ARRAYS, *(_TIFF if tiff else ()))
+    if not isinstance(image, (str, os.PathLike)):
+        return False
+    ending = _ending(image)
+    return ending in (*_ARRAYS, *_RASTERS) or (ending in _TIFF and (installed("tifffile") or installed("rasterio")))
 
 
 def open_scene(image: Any) -> RowSource:
     """Return the rows of an image; of a source that is one already, itself.
 
     image: an array (H, W), (H, W, C) or (C, H, W), or float32 (1, C, H, W); a path that ends in .npy, .zarr (an array,
-    or a group with one), .tif or .tiff, all of which are read by rows; or any other picture that Pillow reads, which is
-    decoded and held. uint8 and uint16 are pixels, the latter scaled to 8 bits; float32 is taken as preprocessed
+    or a group with one), .tif or .tiff, or in .vrt, .jp2, .img or others that rasterio reads, all of which are read by
+    rows; or any other picture that Pillow reads, which is decoded and held. uint8 and uint16 are pixels, the latter
+    scaled to 8 bits; float32 is taken as preprocessed
     already. Raises ImageError, ShapeError, InputError.
     """
     if isinstance(image, RowSource):
@@ -47,10 +56,37 @@ def open_scene(image: Any) -> RowSource:
 
         return ZarrRows(image)
     if ending in _TIFF:
-        from convserve.scenes.tiff import TiffRows
+        return _tiff_rows(image)
+    if ending in _RASTERS or (ending in _JPEG_2000 and installed("rasterio")):
+        from convserve.scenes.rasters import RasterRows
 
-        return TiffRows(image)
+        return RasterRows(image)
     return DecodedRows(image)
+
+
+def _tiff_rows(path: str | os.PathLike[str]) -> RowSource:
+    # by tifffile; what it cannot read by rasterio, or as any picture
+    from convserve.scenes.rasters import RasterRows
+    from convserve.scenes.tiff import TiffRows
+
+    readers: list[Callable[[str | os.PathLike[str]], RowSource]] = [TiffRows, RasterRows, DecodedRows]
+    if not installed("rasterio"):
+        readers.remove(RasterRows)
+    elif not installed("tifffile"):
+        readers.remove(TiffRows)
+    refused = None
+    for reader in readers:
+        try:
+            rows = reader(path)
+        except ImageError as error:
+            refused = refused or error
+            continue
+        if not isinstance(rows, TiffRows) or not rows.turned:
+            return rows
+        rows.close()
+        return DecodedRows(path)
+    assert refused is not None
+    raise refused
 
 
 @contextmanager

@@ -5,14 +5,24 @@ from typing import Any
 
 from convserve.errors import InputError
 
-__all__ = ["optional"]
+__all__ = ["installed", "optional"]
 
 
-def optional(module: str, what: str) -> Any:
-    """Return an imported package; InputError, which begins with `what` it is for, where it is not installed."""
+def installed(module: str) -> bool:
+    """Return whether a package can be imported."""
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def optional(module: str, what: str, *, extra: str = "scenes") -> Any:
+    """Return an imported package; InputError, which begins with `what` it is for, where it is not installed.
+
+    extra: of convserve, that brings it.
+    """
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(
-            f"{what}, which takes the package {module}: pip install 'convserve[scenes]'"
-        ) from error
+        raise InputError(f"{what}, which takes the package {module}: pip install 'convserve[{extra}]'") from error

@@ -37,7 +37,7 @@ class ZarrSink(Sink):
             self._remove_old()
         told: dict[str, Any] = record.to_dict()
         if georeference is not None:
-            told["transform"] = georeference.matrix.tolist()
+            told |= georeference.to_dict()
         group = self._zarr.create_group(str(self.path), attributes={_MARK: told})
         place = record.geometry
         specs = record.reduction.arrays(len(place.classes))
