@@ -295,3 +295,23 @@ def test_a_child_forked_in_the_middle_of_runs_can_run() -> None:
         stop.set()
         for thread in asking:
             thread.join()
+
+
+# ---- a run on each processor
+
+
+def test_runs_about_counts_the_one_to_come_and_forgets() -> None:
+    assert in_a_process("from convserve.engine.team import runs_about; print(runs_about(), runs_about())") == "1 1\n"
+
+
+def test_in_a_crowd_each_run_has_one_thread_and_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convserve.load(NET, threads=3)
+    x = np.random.default_rng(0).standard_normal((2, 1, *model.window), np.float32)
+    monkeypatch.setattr("convserve.engine.engine.runs_about", lambda: 1)
+    monkeypatch.setattr("convserve.engine.engine.available_threads", lambda: 3)
+    alone, report = model.measure(x)
+    assert report.plan.threads == 3
+    monkeypatch.setattr("convserve.engine.engine.runs_about", lambda: 3)
+    beside_others, report = model.measure(x)
+    assert report.plan.threads == 1
+    assert same_bits(alone, beside_others)

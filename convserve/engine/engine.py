@@ -14,7 +14,7 @@ from convserve.engine.executor import CANCELLED, Execution, Memory
 from convserve.engine.meter import Meter
 from convserve.engine.plan_cache import PlanCache
 from convserve.engine.source import ImageRows, empty_scores
-from convserve.engine.team import thread_count
+from convserve.engine.team import available_threads, runs_about, thread_count
 from convserve.errors import MemoryBudgetError, RunCancelled
 from convserve.graph.ir import Graph
 from convserve.kernels import dispatch
@@ -173,9 +173,17 @@ class Engine:
         """
         cancellation = cancellation or Cancellation()
 
+        # where every processor has a run of its own, none is helped by the others' threads
+        threads = 1 if runs_about() >= max(2, available_threads()) else None
+
         def planned(images: int) -> Executor:
             return self.executor(
-                image.height, image.width, images=images, memory_budget=memory_budget, score_bytes=score_bytes
+                image.height,
+                image.width,
+                images=images,
+                memory_budget=memory_budget,
+                score_bytes=score_bytes,
+                threads=threads,
             )
 
         at_once = self._images_at_once(image.count, planned)

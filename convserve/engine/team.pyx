@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint64_t
 from convserve import settings
 from convserve.engine import processors
 
-__all__ = ["available_threads", "thread_count"]
+__all__ = ["available_threads", "runs_about", "thread_count"]
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -29,6 +29,13 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec *)
+    int CLOCK_MONOTONIC
 
 cdef extern from * nogil:
     """
@@ -127,6 +134,7 @@ cdef enum:
     WAITING_ROOMS = 16
     SPINS = 2000     # pauses before an idle thread sleeps: some tens of microseconds
     PATIENCE = 200   # pauses before a waiting thread lets another one run
+    CROWD_NS = 3000000   # runs that were about so lately are likely to be followed by others
 
 # The number of the latest call, and below it one bit for each of its parts that is taken, in one word: who sets a bit
 # owns that part, and a call whose parts are not all done is never replaced. So a late thread finds nothing to do,
@@ -147,6 +155,9 @@ cdef int64_t next_ticket = 0
 cdef int64_t turn = 0           # the first ticket that waits
 cdef int64_t in_use = 0         # processors that the runs in work have
 cdef bint team_taken = False
+cdef int64_t in_work = 0        # runs between enter() and leave()
+cdef int64_t most_runs = 0      # in work or waiting, at a time not long ago
+cdef int64_t most_runs_at = 0   # nanoseconds
 cdef cs_processors asked_for    # where any of the runs in work or waiting may run
 cdef int64_t quota = 0          # processors that the cgroups allow; 0: all
 
@@ -196,14 +207,14 @@ cdef void *work(void *number) noexcept nogil:
 
 cdef void forget() noexcept nogil:
     """In a forked child, whose only thread is the one that forked: nobody works, waits or computes."""
-    global sleepers, worker_count, next_ticket, turn, in_use, team_taken
+    global sleepers, worker_count, next_ticket, turn, in_use, in_work, most_runs, team_taken
     cdef int64_t number
     pthread_mutex_init(&sleep_lock, NULL)
     pthread_cond_init(&woken, NULL)
     pthread_mutex_init(&gate, NULL)
     for number in range(WAITING_ROOMS):
         pthread_cond_init(moved_on + number, NULL)
-    sleepers = worker_count = next_ticket = turn = in_use = 0
+    sleepers = worker_count = next_ticket = turn = in_use = in_work = most_runs = 0
     team_taken = False
 
 
@@ -233,6 +244,18 @@ cdef int64_t share_of(int64_t threads) noexcept nogil:
     return max(<int64_t> 1, min(threads, count))
 
 
+cdef int64_t count_runs(int64_t coming) noexcept nogil:
+    """Return the most runs that were about at a time, in work, waiting or coming, in the last moments. In the gate."""
+    global most_runs, most_runs_at
+    cdef timespec clock
+    cdef int64_t runs = in_work + next_ticket - turn + coming, now
+    clock_gettime(CLOCK_MONOTONIC, &clock)
+    now = <int64_t> clock.tv_sec * 1000000000 + clock.tv_nsec
+    if runs >= most_runs or now - most_runs_at > CROWD_NS:
+        most_runs, most_runs_at = runs, now
+    return most_runs
+
+
 cdef bint may_begin(int64_t threads) noexcept nogil:
     return in_use == 0 or (in_use + share_of(threads) <= share_of(MOST_THREADS) and not (threads > 1 and team_taken))
 
@@ -243,7 +266,7 @@ cdef bint enter(int64_t threads, Stay *stay) noexcept nogil:
     Until leave() the caller's floating-point unit takes denormals for zeros, as the team's do.
     False, and nothing to leave, where the system refuses the threads.
     """
-    global next_ticket, turn, in_use, team_taken, asked_for
+    global next_ticket, turn, in_use, in_work, team_taken, asked_for
     cdef int64_t ticket
     cdef bint enlisted = True
     cdef cs_processors here
@@ -263,6 +286,7 @@ cdef bint enter(int64_t threads, Stay *stay) noexcept nogil:
     stay.processors = share_of(threads)
     stay.mode = cs_read_mode()
     in_use += stay.processors
+    in_work += 1
     if threads > 1:
         team_taken = True
         enlisted = enlist(threads, &here)
@@ -278,10 +302,12 @@ cdef bint enter(int64_t threads, Stay *stay) noexcept nogil:
 
 cdef void leave(Stay *stay) noexcept nogil:
     """Let the next run have what enter() took, and the caller its floating-point unit as it was."""
-    global in_use, team_taken
+    global in_use, in_work, team_taken
     cs_write_mode(stay.mode)
     pthread_mutex_lock(&gate)
+    count_runs(0)
     in_use -= stay.processors
+    in_work -= 1
     if stay.threads > 1:
         team_taken = False
     if turn != next_ticket:
@@ -323,6 +349,15 @@ def available_threads() -> int:
     mask = processors.affinity()
     quota = processors.quota(mask) or 0
     return min(len(mask), quota or len(mask))
+
+
+def runs_about() -> int:
+    """Return the most runs of this process that were about at a time in the last milliseconds, with one to come."""
+    cdef int64_t runs
+    pthread_mutex_lock(&gate)
+    runs = count_runs(1)
+    pthread_mutex_unlock(&gate)
+    return runs
 
 
 def thread_count(asked: int | None = None) -> int:
