@@ -48,7 +48,7 @@ bench-dense: build $(VENV)/with-bench ## time score maps against crops, other st
 bench-scenes: build $(VENV)/with-scenes ## score 16384x16384 pixels by rows, here and through a server; SCENES='--side 4096'
 	$(PY) -m benchmarks.scenes $(SCENES)
 
-bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--rounds 1'
+bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--short'
 	$(PY) -m benchmarks.serving --json bench-out/serving.json $(SERVER)
 
 fuzz: build $(VENV)/with-test ## damage containers, ONNX and Caffe files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'

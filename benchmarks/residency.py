@@ -2,6 +2,8 @@
 
 import os
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -42,14 +44,15 @@ def _kilobytes(pid: int, file: str) -> dict[str, int]:
 
 
 class Sampler:
-    """Reads the anonymous memory of a process every so many seconds, in a thread; a context manager.
+    """Reads the anonymous memory of processes every so many seconds, in a thread; a context manager.
 
     baseline_bytes: before; peak_bytes: the most that was seen; samples: how often it looked.
     """
 
-    def __init__(self, pid: int | None = None, *, every_s: float = 0.002) -> None:
-        """pid: default this process, whose runs leave Python to the sampling thread."""
-        self._pid, self._every_s = pid or os.getpid(), every_s
+    def __init__(self, *pids: int, every_s: float = 0.002) -> None:
+        """pids: default this process, whose runs leave Python to the sampling thread."""
+        self._pids: Sequence[int] = pids or (os.getpid(),)
+        self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.baseline_bytes = self.peak_bytes = self.samples = 0
@@ -59,19 +62,23 @@ class Sampler:
         # the thread's own stack belongs to the baseline
         while not self.samples:
             self._stop.wait(0.001)
-        self.baseline_bytes = self.peak_bytes = anonymous_bytes(self._pid)
+        self.baseline_bytes = self.peak_bytes = self._now()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
 
+    def _now(self) -> int:
+        total = 0
+        for pid in self._pids:
+            with suppress(FileNotFoundError, ProcessLookupError, IndexError):
+                total += anonymous_bytes(pid)
+        return total
+
     def _watch(self) -> None:
         while not self._stop.is_set():
-            try:
-                now = anonymous_bytes(self._pid)
-            except (FileNotFoundError, ProcessLookupError, IndexError):
-                return
+            now = self._now()
             self.samples += 1
             self.peak_bytes = max(self.peak_bytes, now)
             self._stop.wait(self._every_s)

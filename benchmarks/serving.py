@@ -1,4 +1,4 @@
-"""python -m benchmarks.serving: requests a second and latency of servers, ours beside peers, taken in turn."""
+"""python -m benchmarks.serving: servers under load, ours beside peers, taken in turn; what was to be reached."""
 
 import argparse
 import json
@@ -7,92 +7,95 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import grpc
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.machine import describe_machine
 from benchmarks.process import ROOT, WorkerError
+from benchmarks.serving_alone import idle, overloaded, starts
+from benchmarks.serving_ask import ask, engine_core_s, question_of
+from benchmarks.serving_cases import CASES, KEYS, OVERLOADS, Case
 from benchmarks.serving_engines import PEERS, Served, peers_python, running
-from benchmarks.summary import machine_text
+from benchmarks.serving_table import goals, goals_table, load_table, markdown
 from convserve.cli.arguments import count
-from convserve.loading import load
+from convserve.wire.open_inference import METHODS, OPEN_INFERENCE
 
-__all__ = ["CASES", "Case", "main"]
+__all__ = ["main"]
 
 Row = dict[str, Any]
-TITLES = {"convserve": "convserve", "simple": "twenty lines", "mlserver": "MLServer"}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """So many callers of one network. at_least: ratios of requests a second to peers that are to be reached.
-
-    send: what a caller sends; where we take photographs, peers are sent what the caller has decoded.
-    """
-
-    key: str
-    network: str
-    callers: int
-    at_least: dict[str, float]
-    send: str = "tensor"
-
-    @property
-    def title(self) -> str:
-        """What tables call it."""
-        what = {"tensor": "float32 tensors", "jpeg": "photographs"}[self.send]
-        return f"{self.network}, {self.callers} caller{'s' if self.callers > 1 else ''}, {what}"
-
-
-CASES = (
-    Case("squeezenet-1", "squeezenet", 1, {}),
-    Case("squeezenet", "squeezenet", 8, {"mlserver": 4.0, "simple": 1.1}),
-    Case("squeezenet-jpeg", "squeezenet", 8, {"simple": 1.2}, send="jpeg"),
-    Case("alexnet-1", "alexnet", 1, {}),
-    Case("alexnet", "alexnet", 8, {"simple": 3.0}),
-    Case("vgg16", "vgg16", 8, {"simple": 1.8}),
-)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving",
-        description="Ask servers of one network as fast as they answer, in turn, and compare.",
+        description="Ask servers of one network as fast as they answer, in turn, and compare; then ask ours for more.",
     )
-    keys = [case.key for case in CASES]
-    parser.add_argument("--cases", nargs="+", choices=keys, metavar="C", default=keys, help=f"of {', '.join(keys)}")
+    parser.add_argument("--cases", nargs="+", choices=KEYS, metavar="C", default=KEYS, help=f"of {', '.join(KEYS)}")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="default: all")
     parser.add_argument("--rounds", type=count, default=3, metavar="N", help="turns of each server (default 3)")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each turn (default 5)")
+    parser.add_argument("--overload-seconds", type=float, default=60, metavar="S", help="of too many requests (60)")
+    parser.add_argument("--deadline", type=float, default=2, metavar="S", help="of each of these requests (default 2)")
+    parser.add_argument("--starts", type=count, default=7, metavar="N", help="of a server that is timed (default 7)")
+    parser.add_argument("--short", action="store_true", help="one turn of a second each, a short overload, two starts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and results there")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show what --json has written")
+    parser.add_argument("--markdown", action="store_true", help="print what was to be reached as Markdown as well")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write; return 1 where a ratio is not reached or a server failed."""
+    """Measure, print, write; return 1 where something was not reached or a server failed."""
     options = _parser().parse_args(argv)
+    if options.short:
+        options.rounds, options.seconds, options.overload_seconds, options.starts = 1, 1.0, 4.0, 2
+    document = json.loads(options.show.read_text(encoding="utf-8")) if options.show else _measured_all(options)
+    screen = Console(width=None if sys.stdout.isatty() else 140)
+    for table in (load_table(document), goals_table(document)):
+        if table.row_count:
+            screen.print(table)
+    if options.markdown:
+        print(markdown(document))
+    return int(any(row["met"] is False for row in goals(document)))
+
+
+def _measured_all(options: argparse.Namespace) -> Row:
     progress = Console(stderr=True, highlight=False)
-    document: Row = {"machine": describe_machine(), "peers": _versions(), "results": []}
+    document: Row = {"machine": describe_machine(), "peers": {}, "loads": [], "overloads": {}}
+    document["callers"] = f"{options.rounds} turns of {options.seconds:g} s"
     with tempfile.TemporaryDirectory(prefix="convserve-serving-") as name:
-        for number, case in enumerate([case for case in CASES if case.key in options.cases], 1):
-            progress.print(f"{number} of {len(options.cases)}: {case.title}")
-            folder = _network(Path(name), case.network)
-            document["results"] += _measured(case, folder, options)
+        home = Path(name)
+        for number, key in enumerate([key for key in KEYS if key in options.cases], 1):
+            progress.print(f"{number} of {len(set(options.cases))}: {key}")
+            for case in CASES:
+                if case.key == key:
+                    document["peers"] = _versions()
+                    document["loads"] += _compared(case, _network(home, case.network), options)
+            for overload in OVERLOADS:
+                if overload.key == key:
+                    folder = _network(home, overload.network)
+                    document["overloads"][key] = overloaded(overload, folder, options)
+            if key == "idle":
+                document["idle"] = idle(_network(home, "squeezenet"))
+            if key == "start":
+                document["start"] = starts(_network(home, "vgg16"), options.starts)
             if options.json:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    Console(width=None if sys.stdout.isatty() else 140).print(_table(document))
-    return int(any(row.get("met") is False or "error" in row for row in document["results"]))
+    return document
 
 
 def _versions() -> dict[str, str]:
     names = ("mlserver", "onnxruntime", "tritonclient")
     text = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names}}}))"
-    done = subprocess.run([str(peers_python()), "-c", text], check=True, capture_output=True, text=True)
+    try:
+        done = subprocess.run([str(peers_python()), "-c", text], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise WorkerError("callers and peers have an environment of their own: make .venv-serving/made") from error
     found: dict[str, str] = json.loads(done.stdout)
     return found
 
@@ -101,87 +104,71 @@ def _network(home: Path, network: str) -> Path:
     folder = home / network
     if not folder.is_dir():
         folder.mkdir()
+        # pixels become values from 0 to 1, as for the caller who decodes
+        container = ("-o", str(folder / "net.convserve"), "--scale", str(1 / 255))
         for module, *arguments in (
             ("benchmarks.networks", network, str(folder)),
-            ("convserve", "import", str(folder / "batch1.onnx"), "-o", str(folder / "net.convserve")),
+            ("convserve", "import", str(folder / "batch1.onnx"), *container),
         ):
             subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True)
     return folder
 
 
-def _measured(case: Case, folder: Path, options: argparse.Namespace) -> list[Row]:
-    graph = load(folder / "net.convserve").graph
-    volume = graph.input_volume
-    asked = {"model": "net", "input": graph.input_name, "shape": [1, volume.channels, volume.height, volume.width]}
-    asked |= {"callers": case.callers, "seconds": options.seconds, "rate": 0}
-    engines = ["convserve", *options.peers]
-    turns: dict[str, list[Row]] = {engine: [] for engine in engines}
+def _compared(case: Case, folder: Path, options: argparse.Namespace) -> list[Row]:
+    question, engines = question_of(folder), ["convserve", *options.peers]
+    turns: dict[tuple[int, str], list[Row]] = {}
+    batches: dict[int, list[int]] = {callers: [0, 0] for callers in case.callers}
     with ExitStack() as stack:
         servers = {engine: stack.enter_context(running(engine, folder)) for engine in engines}
-        for engine, server in servers.items():
-            _turn(case, server, engine, {**asked, "seconds": 1.0})
-        for _ in range(options.rounds):
-            for engine, server in servers.items():
-                turns[engine].append(_turn(case, server, engine, asked))
+        for round_number in range(options.rounds + 1):
+            for callers in case.callers:
+                for engine, server in servers.items():
+                    send = "decoded" if case.send == "jpeg" and engine != "convserve" else case.send
+                    # the first round is there to be warm
+                    seconds = options.seconds if round_number else min(1.0, options.seconds)
+                    before = _counts(server) if engine == "convserve" else (0, 0)
+                    found = ask(server, {**question, "callers": callers, "seconds": seconds, "send": send})
+                    if not round_number:
+                        continue
+                    turns.setdefault((callers, engine), []).append(found)
+                    if engine == "convserve":
+                        now = _counts(server)
+                        batches[callers] = [batches[callers][at] + now[at] - before[at] for at in (0, 1)]
         anonymous = {engine: server.anonymous_bytes() for engine, server in servers.items()}
-    rows = [_summary(case, engine, turns[engine], anonymous[engine]) for engine in engines]
-    for row in rows[1:]:
-        row["ratio"] = rows[0]["per_second"] / row["per_second"]
-        row["at_least"] = case.at_least.get(row["engine"])
-        if row["at_least"]:
-            row["met"] = row["ratio"] >= row["at_least"]
+    rows = []
+    for callers in case.callers:
+        images, runs = batches[callers]
+        engine_s = engine_core_s(folder, max(1, round(images / max(1, runs))))
+        for engine in engines:
+            row = {"case": case.key, "network": case.network, "callers": callers, "send": case.send, "engine": engine}
+            row |= _summary(turns[callers, engine]) | {"anonymous_bytes": anonymous[engine]}
+            if engine == "convserve":
+                row |= {"engine_core_s": engine_s, "images_a_run": images / max(1, runs)}
+            rows.append(row)
     return rows
 
 
-def _turn(case: Case, server: Served, engine: str, asked: Row) -> Row:
-    send = "decoded" if case.send == "jpeg" and engine != "convserve" else case.send
-    text = json.dumps({**asked, "address": server.address, "send": send})
-    before = server.processor_seconds()
-    command = [str(peers_python()), str(ROOT / "benchmarks" / "serving_load.py"), text]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise WorkerError(f"asking {engine} failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
-    found: Row = json.loads(done.stdout)
-    found["processor_s"] = (server.processor_seconds() - before) / max(1, found["answered"])
-    return found
+def _counts(server: Served) -> tuple[int, int]:
+    # images and runs so far
+    method = METHODS["ModelStatistics"]
+    with grpc.insecure_channel(server.address) as channel:
+        path = f"/{OPEN_INFERENCE}/ModelStatistics"
+        ask_it = channel.unary_unary(path, method.request.SerializeToString, method.response.FromString)
+        [told] = ask_it(method.request(name="net"), timeout=20).model_stats
+    return told.inference_count, told.execution_count
 
 
-def _summary(case: Case, engine: str, turns: list[Row], anonymous: int) -> Row:
+def _summary(turns: list[Row]) -> Row:
     latencies = sorted(latency for turn in turns for latency in turn["latencies_s"])
+    rates = [turn["answered"] / turn["seconds"] for turn in turns]
     return {
-        "case": case.key,
-        "title": case.title,
-        "engine": engine,
-        "per_second": max(turn["answered"] / turn["seconds"] for turn in turns),
-        "median_per_second": median(turn["answered"] / turn["seconds"] for turn in turns),
+        "per_second": max(rates),
+        "median_per_second": median(rates),
         "p50_s": latencies[len(latencies) // 2],
         "p99_s": latencies[int(0.99 * len(latencies))],
         "processor_s": median(turn["processor_s"] for turn in turns),
-        "anonymous_bytes": anonymous,
+        "refused": sum(sum(turn["refused"].values()) for turn in turns),
     }
-
-
-def _table(document: Row) -> Table:
-    table = Table(
-        title="Servers beside one another",
-        caption="a second: requests, best and median turn; core ms: processor time of the server for each request; MiB:"
-        f" anonymous memory of all its processes\n{machine_text({**document, 'versions': {}})}, "
-        + ", ".join(f"{name} {version}" for name, version in document["peers"].items()),
-    )
-    table.add_column("case")
-    table.add_column("server", no_wrap=True)
-    for heading in ("a second", "median", "p50 ms", "p99 ms", "core ms", "MiB", "ratio", "at least", ""):
-        table.add_column(heading, justify="right", no_wrap=True)
-    before = ""
-    for row in document["results"]:
-        cells = [f"{row['per_second']:.1f}", f"{row['median_per_second']:.1f}"]
-        cells += [f"{1e3 * row[key]:.1f}" for key in ("p50_s", "p99_s", "processor_s")]
-        cells += [f"{row['anonymous_bytes'] / 2**20:.0f}"]
-        cells += [f"{row[key]:.2f}" if row.get(key) else "" for key in ("ratio", "at_least")]
-        met = {True: "ok", False: "MISSED"}.get(row.get("met"), "")
-        table.add_row("" if row["case"] == before else row["title"], TITLES[row["engine"]], *cells, met)
-        before = row["case"]
-    return table
 
 
 if __name__ == "__main__":

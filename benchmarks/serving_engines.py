@@ -29,14 +29,14 @@ def peers_python() -> Path:
 
 
 class Served:
-    """A server that listens at address for a model called "net"."""
+    """A server that listens at address for a model called "net". start_s: from its command to its readiness."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", address: str) -> None:
-        self.address = address
+    def __init__(self, process: "subprocess.Popen[bytes]", address: str, start_s: float) -> None:
+        self.address, self.start_s = address, start_s
         self._process = process
 
-    def _pids(self) -> list[int]:
-        # the server and all that it started
+    def pids(self) -> list[int]:
+        """Return the server's process and all that it started."""
         pids, new = [], [self._process.pid]
         while new:
             pid = new.pop()
@@ -48,7 +48,7 @@ class Served:
     def anonymous_bytes(self) -> int:
         """Return the resident anonymous memory of all processes."""
         total = 0
-        for pid in self._pids():
+        for pid in self.pids():
             with suppress(FileNotFoundError, ProcessLookupError):
                 total += resident_memory(pid)["anonymous_bytes"]
         return total
@@ -56,11 +56,15 @@ class Served:
     def processor_seconds(self) -> float:
         """Return the processor time that all processes have used."""
         ticks = 0
-        for pid in self._pids():
+        for pid in self.pids():
             with suppress(FileNotFoundError, ProcessLookupError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def has_mapped(self, part: str) -> bool:
+        """Return whether any process has mapped a file whose path has this part: a compiled module, for one."""
+        return any(part in Path(f"/proc/{pid}/maps").read_text() for pid in self.pids())
 
 
 def _free_port() -> int:
@@ -74,10 +78,10 @@ def _home(folder: Path) -> Path:
     return folder / "mlserver"
 
 
-def _command(engine: str, folder: Path, port: int) -> list[str]:
+def _command(engine: str, folder: Path, port: int, options: tuple[str, ...]) -> list[str]:
     onnx, container = folder / "batch1.onnx", folder / "net.convserve"
     if engine == "convserve":
-        return [sys.executable, "-m", "convserve", "serve", f"net={container}", "--port", str(port)]
+        return [sys.executable, "-m", "convserve", "serve", f"net={container}", "--port", str(port), *options]
     if engine == "simple":
         return [str(peers_python()), str(ROOT / "benchmarks" / "simple_server.py"), str(port), str(onnx)]
     home = _home(folder)
@@ -92,34 +96,54 @@ def _command(engine: str, folder: Path, port: int) -> list[str]:
     return [str(peers_python().with_name("mlserver")), "start", str(home)]
 
 
-def _is_ready(channel: grpc.Channel) -> bool:
-    # the protocol's ModelReady for a model "net", in bytes; the twenty lines have no such method
-    ask = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as one:
+        return one.connect_ex((host, int(port))) == 0
+
+
+def _is_ready(engine: str, channel: grpc.Channel) -> bool:
+    # ours by grpc.health.v1, others by ModelReady: for "net" both read and answer the same bytes
+    ours = "grpc.health.v1.Health/Check"
+    ask = channel.unary_unary("/" + (ours if engine == "convserve" else "inference.GRPCInferenceService/ModelReady"))
     try:
         return bool(ask(b"\x0a\x03net", timeout=2) == b"\x08\x01")
     except grpc.RpcError as error:
+        # the twenty lines have no such method
         return bool(error.code() == grpc.StatusCode.UNIMPLEMENTED)
 
 
+def _wait_until_ready(engine: str, process: "subprocess.Popen[bytes]", address: str) -> None:
+    end = time.monotonic() + START_S
+
+    def rest(seconds: float) -> None:
+        if process.poll() is not None or time.monotonic() > end:
+            raise WorkerError(f"{engine} was not ready within {START_S:.0f} s")
+        time.sleep(seconds)
+
+    # a channel that finds nobody waits a second before it tries again
+    while not _listens(address):
+        rest(0.002)
+    with grpc.insecure_channel(address) as channel:
+        while not _is_ready(engine, channel):
+            rest(0.005)
+
+
 @contextmanager
-def running(engine: str, folder: Path) -> Iterator[Served]:
+def running(engine: str, folder: Path, *options: str) -> Iterator[Served]:
     """Run "convserve" or one of PEERS over folder/batch1.onnx or folder/net.convserve until the block ends.
 
-    Raises WorkerError where it does not listen in time.
+    options: of `convserve serve`. Raises WorkerError where it is not ready in time.
     """
     port = _free_port()
     environment = {**os.environ, "PYTHONPATH": str(_home(folder) if engine == "mlserver" else ROOT)}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(_command(engine, folder, port), env=environment, stdout=quiet, stderr=quiet) as process:
+    command, quiet = _command(engine, folder, port, options), subprocess.DEVNULL
+    begin = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as process:
         try:
             address = f"127.0.0.1:{port}"
-            end = time.monotonic() + START_S
-            with grpc.insecure_channel(address) as channel:
-                while not _is_ready(channel):
-                    if process.poll() is not None or time.monotonic() > end:
-                        raise WorkerError(f"{engine} was not ready within {START_S:.0f} s")
-                    time.sleep(0.1)
-            yield Served(process, address)
+            _wait_until_ready(engine, process, address)
+            yield Served(process, address, time.perf_counter() - begin)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from refusals import NET, check_that_it_goes_on
 from serving import running_server, stub_of
+from triton_environment import environment
 
 import convserve
 from convserve.images import decode
@@ -48,6 +49,13 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def triton_python(pytestconfig: pytest.Config) -> Path:
+    """Return the Python of an environment with tritonclient, kept with pytest's cache."""
+    assert pytestconfig.cache is not None
+    return environment(pytestconfig.cache)
 
 
 @pytest.fixture(scope="module")

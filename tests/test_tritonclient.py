@@ -1,8 +1,5 @@
 """tritonclient[grpc] as its users have it, in an environment of its own, against our server; and in one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 from model_folders import add_version
 from serving import running_server
+from triton_environment import run
 
 import convserve
 from convserve.images import decode
@@ -18,44 +16,9 @@ from convserve.server import ModelFolder, Repository
 ROOT = Path(__file__).parents[1]
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT = BUNDLED / "digit.png"
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-PATIENCE_S = 120
 
 
-def install(python: Path, *packages: str) -> None:
-    """Install packages into another environment; skip where they cannot be had."""
-    command = [*PIP, "--python", str(python), "install", "--retries", "1", *packages]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
-        pytest.skip(f"{' '.join(packages)} cannot be installed here: {reason}")
-
-
-@pytest.fixture(scope="module")
-def python(pytestconfig: pytest.Config) -> Path:
-    """The Python of an environment with tritonclient and kserve's messages, made once and kept with pytest's cache."""
-    assert pytestconfig.cache is not None
-    folder = pytestconfig.cache.mkdir("tritonclient")
-    made, python = folder / "made", folder / "venv" / "bin" / "python"
-    if not made.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder / "venv"], check=True)
-        install(python, "tritonclient[grpc]")
-        install(python, "--no-deps", "kserve")
-        made.touch()
-    return python
-
-
-def run(python: Path, *arguments: Any, **environment: str) -> str:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [str(part) for part in (python, *arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, env={**kept, **environment}, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def test_every_call_of_tritonclient_works(python: Path, tmp_path: Path) -> None:
+def test_every_call_of_tritonclient_works(triton_python: Path, tmp_path: Path) -> None:
     model = convserve.load(BUNDLED / "digits.convserve")
     x = np.random.default_rng(0).random((2, 1, 28, 28), np.float32)
     local: Any = model.classify(DIGIT, top=11)
@@ -76,7 +39,7 @@ def test_every_call_of_tritonclient_works(python: Path, tmp_path: Path) -> None:
     models.refresh()
     with running_server(models) as address:
         script = ROOT / "tests" / "tritonclient_calls.py"
-        assert run(python, script, address, DIGIT, tmp_path / "expected.npz") == "passed 7\n"
+        assert run(triton_python, script, address, DIGIT, tmp_path / "expected.npz") == "passed 7\n"
 
 
 OURS = "from convserve.wire.infer_messages import oip; assert oip.ModelInferRequest(id='a').id == 'a'"
@@ -93,5 +56,5 @@ KSERVE = (
 
 @pytest.mark.parametrize("order", ["first", "last"])
 @pytest.mark.parametrize("other", [TRITON, KSERVE], ids=["tritonclient", "kserve"])
-def test_all_of_them_import_into_one_process(python: Path, other: str, order: str) -> None:
-    run(python, "-c", "\n".join([OURS, other] if order == "first" else [other, OURS]), PYTHONPATH=str(ROOT))
+def test_all_of_them_import_into_one_process(triton_python: Path, other: str, order: str) -> None:
+    run(triton_python, "-c", "\n".join([OURS, other] if order == "first" else [other, OURS]), PYTHONPATH=str(ROOT))
