@@ -81,6 +81,7 @@ setup(
             extension("convserve.kernels.norms"),
             extension("convserve.kernels.moves"),
             extension("convserve.kernels.elementwise"),
+            extension("convserve.formats.mapping"),
             extension("convserve.engine.team"),
             extension("convserve.engine.limits"),
             extension("convserve.engine.binding"),

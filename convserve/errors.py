@@ -4,7 +4,8 @@ ConvserveError
 ├── ModelError              a network cannot be used
 │   ├── ModelFormatError      the file is not what it claims to be
 │   ├── UnsupportedOpError    the graph has an operation or a form of it that convserve does not run
-│   └── ModelNotFoundError    no model of that name
+│   ├── ModelNotFoundError    no model of that name
+│   └── ModelChangedError     its file was written to or cut off after it was loaded
 ├── InputError              an argument is wrong (also a ValueError)
 │   ├── ImageError            an image cannot be decoded or is too large
 │   ├── PatternError          the text of a network does not follow the pattern language, or its layers do not fit
@@ -26,6 +27,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "MemoryBudgetError",
+    "ModelChangedError",
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
@@ -60,6 +62,10 @@ class UnsupportedOpError(ModelError):
 
 class ModelNotFoundError(ModelError):
     """No model of that name or path."""
+
+
+class ModelChangedError(ModelError):
+    """The file that a model's weights are mapped from was written to or cut off since it was loaded."""
 
 
 class InputError(ConvserveError, ValueError):

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,20 +169,26 @@ def import_network(
     it. Raises what load and build raise, OSError where the target cannot be written.
     """
     form = Form(algorithm, weights, fit, window)
-    container = None
+    container: Container | None = None
+    check: Callable[[], None] | None = None
     if not (is_network(os.fspath(source)) or is_caffe(source)):
         _refuse_parameters(parameters)
     if is_network(os.fspath(source)):
         if window is not None:
             raise InputError("window is for files that leave their input size open; a built network has its own")
-        graph = _built(os.fspath(source), 0, None if parameters is None else _state_dict(parameters), form)
+        state = None if parameters is None else _state_dict(parameters)
+        graph = _built(os.fspath(source), 0, state, form)
+        check = None if state is None else state.check_unchanged
     elif is_caffe(_existing(source)):
-        graph = replace(_read_caffe(_caffe_files(source, parameters), form), name=Path(source).stem)
+        files = _caffe_files(source, parameters)
+        graph, check = replace(_read_caffe(files, form), name=Path(source).stem), files.check_unchanged
     elif is_container(source):
         container, _ = _opened_container(source, form, None)
         graph = replace(container.graph, name=Path(source).stem)
+        check = None if container.mapping is None else container.mapping.check
     else:
-        graph = replace(_read_onnx(_onnx_file(source), form), name=Path(source).stem)
+        file = _onnx_file(source)
+        graph, check = replace(_read_onnx(file, form), name=Path(source).stem), file.check_unchanged
     if algorithm == "gemm":
         graph = without_winograd(graph)
     if labels is None and container is not None:
@@ -190,7 +196,7 @@ def import_network(
     packing = form.packing(graph) if container is None else Packing(weights=weights)
     # a model that is never run: it tells whether labels and preprocessing fit the network
     fits = Model(graph, name=graph.name, preprocess=_preprocess(preprocess, container), labels=_label_list(labels))
-    write_container(target, graph, preprocess=fits.preprocess, labels=fits.labels, packing=packing)
+    write_container(target, graph, preprocess=fits.preprocess, labels=fits.labels, packing=packing, check=check)
     return load(target), graph
 
 
@@ -257,8 +263,8 @@ def _model(
         labels=_label_list(container.labels if labels is None else labels),
         threads=threads,
         memory_budget=memory_budget,
-        storage=Storage(container.content.size, path, because),
-        evicted=container.content if evict_weights else None,
+        storage=Storage(container.content.size, path, because, container.mapping),
+        evict_weights=evict_weights,
     )
 
 
@@ -274,6 +280,8 @@ def _opened_container(path: str | os.PathLike[str], form: Form, weights: str | N
     if weights in (None, there):
         return container, ""
     held = hold_container(container.graph, packing=Packing(weights=weights))
+    if container.mapping is not None:
+        container.mapping.check()
     return replace(held, preprocess=container.preprocess, labels=container.labels), f"the file has {there} weights"
 
 

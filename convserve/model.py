@@ -48,7 +48,7 @@ class Model:
         threads: int | None = None,
         memory_budget: int | None = None,
         storage: Storage | None = None,
-        evicted: np.ndarray | None = None,
+        evict_weights: bool = False,
     ) -> None:
         self.graph = graph
         self.name = name
@@ -56,7 +56,8 @@ class Model:
         """Where the weights lie; None where whoever made the graph knows."""
         self.labels = labels
         self.preprocess = preprocess
-        self._options: dict[str, Any] = {"threads": threads, "memory_budget": memory_budget, "evicted": evicted}
+        self._options: dict[str, Any] = {"threads": threads, "memory_budget": memory_budget}
+        self._options |= {"mapping": storage and storage.mapping, "evict_weights": evict_weights}
         self._engines: dict[tuple[str, tuple[str, ...]], Engine] = {}
         self._inputs = Inputs(graph.input_volume, preprocess)
         channels = graph.input_volume.channels

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from convserve.errors import InputError
 from convserve.reduction import Reduction
+
+if TYPE_CHECKING:
+    from convserve.formats.mapping import Mapping
 
 __all__ = ["Box", "Geometry", "PlanBytes", "Prediction", "Predictions", "RunReport", "ScoreMap", "SizedPlan", "Storage"]
 
@@ -79,12 +82,14 @@ class Predictions(list[Prediction]):
 class Storage:
     """Where a model's weights lie: size_bytes of the file path, mapped and shared, or of private memory, and why there.
 
-    path: None where the memory is private; private_because is "" where it is not.
+    path, mapping: None where the memory is private; private_because is "" where it is not. mapping: how the file is
+    mapped, which every run checks.
     """
 
     size_bytes: int
     path: str | None = None
     private_because: str = ""
+    mapping: "Mapping | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         size = f"{self.size_bytes / (1 << 20):.2f} MiB"

@@ -95,6 +95,12 @@ SETTINGS: dict[str, Setting] = {
         Setting("POISON", _flag, False, "1: fresh arenas and freed rows are filled with NaN"),
         Setting("CACHE", _choice("on", "off"), "on", "off: ONNX files are packed into private memory at each load"),
         Setting("CACHE_BYTES", _size, 8 << 30, "most bytes of packed ONNX files in ~/.cache/convserve"),
+        Setting(
+            "CATCH_SIGBUS",
+            _choice("on", "off"),
+            "on",
+            "off: no signal handler; a model file that is cut off while a run reads it then ends the process",
+        ),
         Setting("PLAN_CACHE", _size, 16 << 20, "bytes of plans that a loaded network keeps for image sizes seen"),
         Setting("MAX_PIXELS", _pixels, 1 << 28, "most pixels that an encoded image may claim"),
     )

@@ -231,8 +231,8 @@ def test_a_file_that_is_written_to_while_it_is_packed_is_refused(
     write = container_writer.write_container
 
     def touched(*args: Any, **options: Any) -> None:
-        write(*args, **options)
         os.utime(net)
+        write(*args, **options)
 
     monkeypatch.setattr(conversion, "write_container", touched)
     with pytest.raises(ModelFormatError, match="written to while it was read"):

@@ -203,7 +203,8 @@ class RowStream:
         if rows is None:
             rows = self.geometry(self._seen).rows
         plan = finish_plan(self.plan, self._way.engine.graph, self._run.rows_done(), self._seen, rows)
-        self._run.go_on_with(Executor(plan, self._run.executor.isa, self._run.executor.mapped))
+        old = self._run.executor
+        self._run.go_on_with(Executor(plan, old.isa, old.mapping, evict_weights=old.evict_weights))
         for first, scores in [*self._held, *self._blocks(rows)]:
             if first < rows:
                 yield first, scores[: rows - first]

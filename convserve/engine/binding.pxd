@@ -1,6 +1,7 @@
 # A plan in C structures, as the executor walks it.
 from libc.stdint cimport int64_t
 
+from convserve.formats.mapping cimport Mapping
 from convserve.kernels.dispatch cimport cs_kernels
 from convserve.kernels.rows cimport Op, RowKernel, Taps
 
@@ -44,7 +45,8 @@ cdef class Executor:
     cdef const cs_kernels *kernels
     cdef readonly object plan
     cdef readonly str isa
-    cdef readonly object mapped   # the file whose pages are released once they were used, uint8, or None
+    cdef readonly bint evict_weights
+    cdef readonly Mapping mapping   # the file that weights are mapped from, or None
     cdef list kept   # the arrays whose memory the operations point into
     cdef dict kept_of   # those of each operation, by its index
     cdef const float *_values(self, array) except? NULL

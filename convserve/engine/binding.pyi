@@ -1,9 +1,11 @@
-import numpy as np
-
+from convserve.formats.mapping import Mapping
 from convserve.plan.plan import Plan
 
 class Executor:
     plan: Plan
     isa: str
-    mapped: np.ndarray | None
-    def __init__(self, plan: Plan, isa: str, mapped: np.ndarray | None = None) -> None: ...
+    mapping: Mapping | None
+    evict_weights: bool
+    def __init__(
+        self, plan: Plan, isa: str, mapping: Mapping | None = None, *, evict_weights: bool = False
+    ) -> None: ...

@@ -98,15 +98,16 @@ _STORED = {"fp32": CS_F32, "fp16": CS_F16, "bf16": CS_BF16}
 cdef class Executor:
     """A plan in C structures, bound to the weights and to one instruction set; read-only, shared by all its runs.
 
-    The plan's graph must be packed (formats.packing). mapped: the content of the container's file, uint8, where the
-    pages of weights are to be released from the process after their last use in a run. Raises MemoryBudgetError where
-    memory is refused.
+    The plan's graph must be packed (formats.packing). mapping: the file that its weights are mapped from, which runs
+    check. evict_weights: its pages are released from the process after their last use in a run. Raises
+    MemoryBudgetError where memory is refused.
     """
 
-    def __cinit__(self, plan, str isa, mapped=None):
+    def __cinit__(self, plan, str isa, Mapping mapping=None, *, bint evict_weights=False):
         program = plan.program
         count = len(program.operations)
-        self.plan, self.isa, self.mapped, self.kept, self.kept_of = plan, isa, mapped, [], {}
+        self.plan, self.isa, self.mapping, self.evict_weights = plan, isa, mapping, evict_weights
+        self.kept, self.kept_of = [], {}
         self.kernels = dispatch.table(isa)
         self.ops = <Op *> calloc(max(count, 1), sizeof(Op))
         self.inputs = <int64_t *> calloc(sum(len(op.inputs) for op in program.operations) + 1, sizeof(int64_t))
@@ -116,7 +117,7 @@ cdef class Executor:
             raise MemoryBudgetError("the operating system refused memory for a plan")
         self._bind_operations(plan)
         self._bind_steps(plan)
-        if mapped is not None:
+        if mapping is not None and evict_weights:
             self._bind_releases(plan)
 
     def __dealloc__(self):
@@ -274,8 +275,8 @@ cdef class Executor:
     cdef int _bind_releases(self, plan) except -1:
         cdef int64_t number = 0
         cdef Block *block
-        begin = self.mapped.ctypes.data
-        end = begin + self.mapped.size
+        begin = <uintptr_t> self.mapping.start
+        end = begin + self.mapping.size_bytes
         used_last = {}
         for position, planned in enumerate(plan.blocks):
             for step in planned.steps:

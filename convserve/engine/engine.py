@@ -16,6 +16,7 @@ from convserve.engine.plan_cache import PlanCache
 from convserve.engine.source import ImageRows, empty_scores
 from convserve.engine.team import available_threads, runs_about, thread_count
 from convserve.errors import MemoryBudgetError, RunCancelled
+from convserve.formats.mapping import Mapping
 from convserve.graph.ir import Graph
 from convserve.kernels import dispatch
 from convserve.plan.budget import plan_within
@@ -55,7 +56,8 @@ class Cancellation:
 class Engine:
     """Plans and runs a packed graph; may be used by any number of threads at once.
 
-    evicted: the content of the mapped container whose weights each run releases after their last use.
+    mapping: the file of the weights, which every advance() checks. evict_weights: each run releases their pages after
+    their last use.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Engine:
         *,
         threads: int | None = None,
         memory_budget: int | None = None,
-        evicted: np.ndarray | None = None,
+        mapping: Mapping | None = None,
+        evict_weights: bool = False,
     ) -> None:
         self.graph = graph
-        self.evicted = evicted
+        self._mapping, self._evict_weights = mapping, evict_weights
         self._threads = threads
         self.memory_budget = memory_budget
         self._lock = Lock()
@@ -82,7 +85,11 @@ class Engine:
             found = self._forms.get(name)
         if found is None:
             found = Engine(
-                make(self.graph), threads=self._threads, memory_budget=self.memory_budget, evicted=self.evicted
+                make(self.graph),
+                threads=self._threads,
+                memory_budget=self.memory_budget,
+                mapping=self._mapping,
+                evict_weights=self._evict_weights,
             )
             found._plans, found._name = self._plans, (self._name, name)
             with self._lock:
@@ -133,7 +140,7 @@ class Engine:
             )
         if mode == "print":
             print(plan.table(), plan.steps(), sep="\n", file=sys.stderr)
-        executor = Executor(plan, isa, self.evicted)
+        executor = Executor(plan, isa, self._mapping, evict_weights=self._evict_weights)
         self._plans.keep(key, executor)
         return executor
 

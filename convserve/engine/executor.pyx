@@ -282,6 +282,7 @@ cdef class Execution:
         """Run steps, without the GIL, until the run is done or has to be left, and return which of the four it is.
 
         timed: count the time of every operation (seconds_of_operations), at two clock readings a step.
+        Raises ModelChangedError where the weights' file is not as it was mapped, before the steps or behind them.
         """
         cdef Status status
         cdef Stay stay
@@ -290,6 +291,8 @@ cdef class Execution:
             self.walk.spent = <int64_t *> calloc(len(self.executor.plan.program.operations), sizeof(int64_t))
             if self.walk.spent == NULL:
                 raise MemoryBudgetError("the operating system refused memory for a run")
+        if self.executor.mapping is not None:
+            self.executor.mapping.check()
         self.walk.pause_after_write = pause_after_write
         with nogil:
             entered = enter(self.walk.run.threads, &stay)
@@ -298,6 +301,8 @@ cdef class Execution:
                 leave(&stay)
         if not entered:
             raise MemoryBudgetError(f"the operating system refused {self.walk.run.threads} threads for a run")
+        if self.executor.mapping is not None:
+            self.executor.mapping.check()
         if status == ROWS_GONE:
             raise ValueError(f"image row {self.walk.begin} is needed; the source begins behind it")
         return status

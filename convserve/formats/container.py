@@ -22,6 +22,7 @@ import numpy as np
 
 from convserve.errors import ModelFormatError, ModelNotFoundError
 from convserve.formats.graph_json import graph_from_json
+from convserve.formats.mapping import Mapping as MappedBytes
 from convserve.formats.storage import ALIGNMENT, WEIGHT_TYPES
 from convserve.graph.ir import Graph
 
@@ -56,7 +57,8 @@ _MOST_DIMENSIONS = 8
 class Container:
     """What a container holds; the graph's params and a per-pixel mean are read-only views of its content.
 
-    content: the whole container, uint8: its mapped file, or the memory in which it was made. path: that file.
+    content: the whole container, uint8: its mapped file, or the memory in which it was made. path, mapping: that file,
+    and how it is mapped.
 
     preprocess has the fields that images.Preprocess.from_dict takes, or is None.
     """
@@ -66,6 +68,7 @@ class Container:
     labels: list[str] | None
     content: np.ndarray
     path: Path | None = None
+    mapping: MappedBytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +264,14 @@ def read_container(path: str | os.PathLike[str]) -> Container:
         if not target.is_file():
             raise ModelNotFoundError(f"there is no model file '{target}'")
         with target.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            content = np.memmap(stream, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
-            return replace(parse_container(np.asarray(content)), path=target)
+            if not os.fstat(stream.fileno()).st_size:
+                raise ModelFormatError("the file is empty")
+            mapping = MappedBytes(stream.fileno())
+        try:
+            return replace(parse_container(np.frombuffer(memoryview(mapping), np.uint8)), path=target, mapping=mapping)
+        finally:
+            # whatever was read of a file that somebody writes to is no reason to believe it, or to say what it lacks
+            mapping.check()
     except ModelFormatError as error:
         raise ModelFormatError(f"'{target}': {error}") from error
     except OSError as error:

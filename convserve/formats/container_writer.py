@@ -4,7 +4,7 @@ import json
 import mmap
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -152,13 +152,14 @@ def write_container(
     preprocess: Mapping[str, Any] | _HasFields | None = None,
     labels: Sequence[str] | None = None,
     packing: Packing | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write a rewritten graph, packed or not yet, as a container; the same graph gives the same bytes.
 
     preprocess is an images.Preprocess or what its to_dict gives; packing: default as the graph is. Weights are packed
     while they are written, piece by piece. An existing file is replaced at once, by renaming: who has it mapped keeps
-    the old one. Raises ModelFormatError for what the container cannot hold, OSError where the folder cannot be
-    written.
+    the old one. check: called when all weights were read; where it raises, the existing file stays. Raises
+    ModelFormatError for what the container cannot hold, OSError where the folder cannot be written.
     """
     made = _Draft(graph, preprocess, labels, packing or Packing())
     target = Path(path)
@@ -168,6 +169,8 @@ def write_container(
             made.write(stream)
             stream.flush()
             os.fsync(stream.fileno())
+        if check is not None:
+            check()
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

@@ -102,7 +102,13 @@ def file_container(
         store.remember(path, file.files, digest)
         return container
 
-    return _through_cache(cached, lambda: read(opened(path)), form, what=os.fspath(path), cache=cache)
+    def held() -> Container:
+        file = opened(path)
+        container = held_container(read(file), form)
+        file.check_unchanged()
+        return container
+
+    return _through_cache(cached, held, what=os.fspath(path), cache=cache)
 
 
 def text_container(
@@ -114,13 +120,13 @@ def text_container(
         key = store.key(hashlib.sha256(text.encode()).digest(), str(form))
         return store.find(key) or _packed(store, key, made(), form, source=what)
 
-    return _through_cache(cached, made, form, what=repr(what), cache=cache)
+    return _through_cache(cached, lambda: held_container(made(), form), what=repr(what), cache=cache)
 
 
 def _through_cache(
-    cached: Callable[[Cache], Container], made: Callable[[], Graph], form: Form, *, what: str, cache: bool
+    cached: Callable[[Cache], Container], held: Callable[[], Container], *, what: str, cache: bool
 ) -> tuple[Container, str]:
-    """Return what the cache gives, or the made graph in private memory with the reason why."""
+    """Return what the cache gives, or what held() gives, in private memory, with the reason why."""
     because = "" if cache else "loaded without the cache"
     if cache and settings.get("CACHE") == "off":
         because = "CONVSERVE_CACHE is off"
@@ -130,7 +136,7 @@ def _through_cache(
         except OSError as error:
             because = f"the cache cannot be used: {error.strerror or error}"
             _log.warning("the weights of %s take private memory: %s", what, because)
-    return held_container(made(), form), because
+    return held(), because
 
 
 def _packed(
@@ -140,8 +146,6 @@ def _packed(
     packing = form.packing(graph)
 
     def write(target: Path) -> None:
-        write_container(target, graph, packing=packing)
-        if check is not None:
-            check()
+        write_container(target, graph, packing=packing, check=check)
 
     return store.fill(key, container_bytes(graph, packing=packing), source, write)

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from convserve.errors import ModelFormatError, ModelNotFoundError
+from convserve.formats.mapping import Mapping
 
 __all__ = ["MappedFiles"]
 
@@ -18,6 +19,7 @@ class MappedFiles:
     def __init__(self) -> None:
         self.files: dict[str, os.stat_result] = {}
         """What was mapped: each file's path, and what the system said of it then."""
+        self._mappings: dict[str, Mapping] = {}
 
     def map(self, path: Path) -> np.ndarray:
         """Return a file's bytes as mapped() does. Raises ModelNotFoundError, ModelFormatError if it is unreadable."""
@@ -35,15 +37,11 @@ class MappedFiles:
         self.files[str(path)] = status
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return np.frombuffer(stream.read(), np.uint8)
-        return np.asarray(np.memmap(stream, np.uint8, "r", shape=(status.st_size,)))
+        mapping = self._mappings[str(path)] = Mapping(stream.fileno())
+        return np.frombuffer(memoryview(mapping), np.uint8)
 
     def check_unchanged(self) -> None:
         """Raise ModelFormatError where a file was written to since it was mapped; a replaced one does no harm."""
-        for path, before in self.files.items():
-            try:
-                now = os.stat(path)
-            except OSError:
-                continue
-            times = (before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-            if now.st_ino == before.st_ino and (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != times:
+        for path, mapping in self._mappings.items():
+            if not mapping.is_intact:
                 raise ModelFormatError(f"'{path}' was written to while it was read; load it again")

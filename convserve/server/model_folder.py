@@ -185,7 +185,7 @@ class ModelFolder:
         if status.st_nlink != 1:
             raise ModelFormatError(f"{self._said(path)} has {status.st_nlink} hard links; it may have one name only")
         if status.st_mode & stat.S_IWOTH:
-            _log.warning("%s may be written by everybody; who cuts it off ends the server", self._said(path))
+            _log.warning("%s may be written by everybody; who writes to it stops its being served", self._said(path))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -18,7 +18,6 @@ from convserve.errors import (
     ServerUnavailable,
 )
 from convserve.server.heap import trim_heap
-from convserve.server.mapped_file import MappedFile
 from convserve.server.model_folder import Candidate, ModelFolder, is_model_name
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ class _Version:
     stamp: object = None
     reason: str = ""
     loading: bool = False
-    file: MappedFile | None = None
 
     @property
     def state(self) -> str:
@@ -97,7 +95,7 @@ class Repository:
         self._given = frozenset(models)
         # replaced as a whole at every change, so that readers need no lock
         self._table: dict[str, dict[int, _Version]] = {
-            name: {1: _Version(model, file=MappedFile.of(model))} for name, model in models.items()
+            name: {1: _Version(self._watched(model))} for name, model in models.items()
         }
         self._changing = threading.RLock()
         self._replacing = threading.RLock()
@@ -158,8 +156,8 @@ class Repository:
             number = int(version)
         found = versions.get(number)
         if found is not None and found.model is not None:
-            if found.file is not None and not found.file.is_intact():
-                self._spoilt(name, number, found)
+            if _is_spoilt(found):
+                self._drop_spoilt()
                 raise ServerUnavailable(f"the model {name!r} was damaged on the server, and has to be loaded again")
             return Served(name, str(number), found.model)
         wanted = f"the model {name!r}" + (f" in version {version}" if version else "")
@@ -170,12 +168,19 @@ class Repository:
             raise ModelNotFoundError(f"there is no version {version} of the model {name!r}; there is: {there}")
         raise ModelNotFoundError(f"{wanted} is not loaded")
 
-    def _spoilt(self, name: str, number: int, found: _Version) -> None:
+    def _watched(self, model: "Model") -> "Model":
+        # a run that finds its file changed says so at once, and not only to the request that it was for
+        if model.storage is not None and model.storage.mapping is not None:
+            model.storage.mapping.listen(self._drop_spoilt)
+        return model
+
+    def _drop_spoilt(self) -> None:
         with self._replacing:
-            if self._table.get(name, {}).get(number) is found:
-                reason = "its file was written to while it was served; replace files by renaming"
-                self._set(name, number, _Version(None, reason=reason))
-                _log.error("model %s, version %d: %s", name, number, reason)
+            for name, versions in self._table.items():
+                for number in [number for number, one in versions.items() if _is_spoilt(one)]:
+                    reason = "its file was written to while it was served; replace files by renaming"
+                    self._set(name, number, _Version(None, reason=reason))
+                    _log.error("model %s, version %d: %s", name, number, reason)
 
     def _is_coming(self, versions: dict[int, _Version]) -> bool:
         return any(one.loading for one in versions.values()) or not (versions or self.complete)
@@ -263,6 +268,7 @@ class Repository:
     def _bring(self, name: str, *, again: bool = False, settled_s: float = 0.0) -> ConvserveError | None:
         """Serve the versions that the policy wants, as the folder has them; return the first error there was."""
         assert self._folder is not None
+        self._drop_spoilt()
         try:
             policy, there = self._folder.candidates(name)
         except ConvserveError as error:
@@ -308,7 +314,6 @@ class Repository:
             self._set(name, number, _Version(None, loading=True))
         try:
             fresh, warm = self._folder.open(candidate)
-            file = MappedFile.of(fresh)
             if warm:
                 warm_up(fresh)
         except ConvserveError as caught:
@@ -321,9 +326,14 @@ class Repository:
             error = ModelFormatError("loading it failed")
         else:
             _log.info("model %s, version %d: ready", name, number)
-            return self._set(name, number, _Version(fresh, candidate.stamp, file=file)), None
+            return self._set(name, number, _Version(self._watched(fresh), candidate.stamp)), None
         _log.error("model %s, version %d cannot be loaded: %s", name, number, error)
         return self._set(name, number, _Version(model, candidate.stamp, str(error))), error
+
+
+def _is_spoilt(version: _Version) -> bool:
+    storage = None if version.model is None else version.model.storage
+    return storage is not None and storage.mapping is not None and not storage.mapping.is_intact
 
 
 def _give_back() -> None:

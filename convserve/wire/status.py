@@ -15,6 +15,8 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _TABLE: tuple[tuple[type[errors.ConvserveError], grpc.StatusCode], ...] = (
     (errors.InputError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.ModelNotFoundError, grpc.StatusCode.NOT_FOUND),
+    (errors.ServerUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.ModelChangedError, grpc.StatusCode.UNAVAILABLE),
     (errors.MemoryBudgetError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.ModelError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.AuthenticationError, grpc.StatusCode.UNAUTHENTICATED),
@@ -22,7 +24,6 @@ _TABLE: tuple[tuple[type[errors.ConvserveError], grpc.StatusCode], ...] = (
     (errors.ServerBusy, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.RunCancelled, grpc.StatusCode.CANCELLED),
     (errors.RunCancelled, grpc.StatusCode.DEADLINE_EXCEEDED),
-    (errors.ServerUnavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.RemoteError, grpc.StatusCode.INTERNAL),
     (errors.ConvserveError, grpc.StatusCode.INTERNAL),
 )
