@@ -99,7 +99,7 @@ SETTINGS: dict[str, Setting] = {
             "CATCH_SIGBUS",
             _choice("on", "off"),
             "on",
-            "off: no signal handler; a model file that is cut off while a run reads it then ends the process",
+            "off: no handler of SIGBUS; a model file that is cut off while a run reads it then ends the process",
         ),
         Setting("PLAN_CACHE", _size, 16 << 20, "bytes of plans that a loaded network keeps for image sizes seen"),
         Setting("MAX_PIXELS", _pixels, 1 << 28, "most pixels that an encoded image may claim"),

@@ -143,39 +143,41 @@ def test_a_file_that_changes_while_runs_read_it(tmp_path: Path, how: str) -> Non
     add_version(tmp_path, "whole", 1)
     images = np.random.default_rng(2).standard_normal((40, 3, 8, 8)).astype(np.float32)
     single = [images[number : number + 1] for number in range(40)]
-    with process_of("--repository", str(tmp_path), "--threads", "1") as (process, address):
-        with Client(address, retries=0) as client:
-            eventually(lambda: {one[2] for one in states(client)} == {"READY"})
-            answers = {name: client.classify(single, model=name) for name in ("net", "whole")}
+    with (
+        process_of("--repository", str(tmp_path), "--threads", "1") as (process, address),
+        Client(address, retries=0) as client,
+    ):
+        eventually(lambda: {one[2] for one in states(client)} == {"READY"})
+        answers = {name: client.classify(single, model=name) for name in ("net", "whole")}
 
-            def ask() -> errors.ConvserveError | None:
-                for _ in range(400):
-                    try:
-                        found = client.classify(single, model="net")
-                    except (errors.ModelChangedError, errors.ServerUnavailable, errors.ModelNotFoundError) as error:
-                        return error
-                    assert found == answers["net"]
-                return None
+        def ask() -> errors.ConvserveError | None:
+            for _ in range(400):
+                try:
+                    found = client.classify(single, model="net")
+                except (errors.ModelChangedError, errors.ServerUnavailable, errors.ModelNotFoundError) as error:
+                    return error
+                assert found == answers["net"]
+            return None
 
-            with ThreadPoolExecutor(4) as pool:
-                asking = [pool.submit(ask) for _ in range(3)]
-                other = [client.classify(single, model="whole")]
-                if how == "cut":
-                    os.truncate(path, 4096)
-                else:
-                    with path.open("r+b") as file:
-                        file.seek(path.stat().st_size // 2)
-                        file.write(bytes(4096))
-                ended = [one.result() for one in asking]
-                other += [client.classify(single, model="whole") for _ in range(3)]
-            assert all(one is not None and str(tmp_path) not in str(one) for one in ended)
-            assert all(one == answers["whole"] for one in other)
-            assert states(client) == [("net", "1", "UNAVAILABLE"), ("whole", "1", "READY")]
-            assert "replace files by renaming" in client.list_models()[0]["reason"]
-            put_network(path, filters=20_000)
-            process.send_signal(signal.SIGHUP)
-            eventually(lambda: states(client)[0] == ("net", "1", "READY"))
-            assert client.classify(single, model="net") == answers["net"]
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask) for _ in range(3)]
+            other = [client.classify(single, model="whole")]
+            if how == "cut":
+                os.truncate(path, 4096)
+            else:
+                with path.open("r+b") as file:
+                    file.seek(path.stat().st_size // 2)
+                    file.write(bytes(4096))
+            ended = [one.result() for one in asking]
+            other += [client.classify(single, model="whole") for _ in range(3)]
+        assert all(one is not None and str(tmp_path) not in str(one) for one in ended)
+        assert all(one == answers["whole"] for one in other)
+        assert states(client) == [("net", "1", "UNAVAILABLE"), ("whole", "1", "READY")]
+        assert "replace files by renaming" in client.list_models()[0]["reason"]
+        put_network(path, filters=20_000)
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: states(client)[0] == ("net", "1", "READY"))
+        assert client.classify(single, model="net") == answers["net"]
 
 
 def test_loads_and_unloads_from_many_sides_while_others_ask(tmp_path: Path) -> None:
