@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convserve.errors import InputError, ShapeError
 from convserve.images import argmax_map, heat_map
 from convserve.images.colours import class_colours, colour_scale, from_oklab, to_oklab
+from convserve.images.heatmap import _Axis
 from convserve.images.peaks import find_peaks
 
 
@@ -111,3 +114,22 @@ def test_an_argmax_map_colours_winners_and_leaves_the_background_gray() -> None:
     assert spread[: 20 * zoom].max() <= 20
     many = argmax_map(image, np.arange(19 * 34).reshape(19, 34), scores, [f"class {n}" for n in range(646)], **GEOMETRY)
     assert many.width == picture.width
+
+
+@given(
+    st.integers(1, 9), st.integers(0, 5), st.integers(5, 12), st.integers(1, 30), st.floats(0, 0.99), st.floats(1, 8)
+)
+def test_each_position_lies_around_its_windows_centre(
+    count: int, begin: int, stride: int, window: int, nearer: float, zoom: float
+) -> None:
+    nearer = nearer * stride if count > 1 else 0
+    end = begin + (count - 1) * stride - nearer
+    axis = _Axis(count, begin * zoom, stride * zoom, window * zoom, end * zoom)
+    places = axis.pixels(int((end + window + stride) * zoom) + 2)
+    inside = places[places >= 0]
+    assert (np.diff(inside) >= 0).all()
+    for position in range(count):
+        centre = axis.at(position) + axis.window / 2
+        steps = stride / (stride - nearer) if position >= count - 2 else 1
+        if centre >= 0:
+            assert abs(places[int(centre)] - (position + 0.5) * axis.stride) <= 1.5 + 2 * steps

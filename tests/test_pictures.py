@@ -12,7 +12,7 @@ from convserve import Reduction, ScoreMap
 from convserve.cli.main import main
 from convserve.errors import InputError
 from convserve.images import argmax_map, decode, draw_best, draw_map
-from convserve.images.contact import Found, contact_sheet
+from convserve.images.contact import Found, contact_sheet, cut_out
 from convserve.images.legend import _ticks
 from convserve.images.pictures import best_positions, save_picture
 from convserve.results import PlanBytes, RunReport
@@ -77,7 +77,10 @@ def test_a_contact_sheet_shows_the_crops_in_their_order(window: int, channels: i
     for number, (top, left) in enumerate(places):
         image[top : top + window, left : left + window] = 40 + 30 * number
     positions = [Found((top, left, top + window, left + window), "a label " * 20, 0.5) for top, left in places]
-    sheet = np.asarray(contact_sheet(image, positions, columns=4).convert("RGB")).astype(int)
+    crops = cut_out(convserve.open_scene(image), [one.box for one in positions])
+    for crop, (top, left) in zip(crops, places, strict=True):
+        assert np.array_equal(crop, decode(image)[top : top + window, left : left + window])
+    sheet = np.asarray(contact_sheet(crops, positions, columns=4)).astype(int)
     tile = window if 96 <= window <= 384 else 224
     for number in range(6):
         top, left = 16 + number // 4 * (tile + 54 + 16), 16 + number % 4 * (tile + 16)
@@ -86,9 +89,46 @@ def test_a_contact_sheet_shows_the_crops_in_their_order(window: int, channels: i
 
 def test_a_crop_that_leaves_the_image_is_dark_there() -> None:
     image = np.full((100, 100, 3), 200, np.uint8)
-    sheet = np.asarray(contact_sheet(image, [Found((-50, 0, 50, 100), "a", 1.0)])).astype(int)
-    assert sheet[16 + 20, 16 + 50].max() < 5
-    assert sheet[16 + 80, 16 + 50].min() > 195
+    for box, dark, bright in (((-50, 0, 50, 100), (20, 50), (80, 50)), ((50, 60, 150, 160), (20, 60), (20, 20))):
+        crops = cut_out(convserve.open_scene(image), [box])
+        sheet = np.asarray(contact_sheet(crops, [Found(box, "a", 1.0)])).astype(int)
+        assert sheet[16 + dark[0], 16 + dark[1]].max() < 5
+        assert sheet[16 + bright[0], 16 + bright[1]].min() > 195
+    assert not cut_out(convserve.open_scene(image), [(120, 0, 130, 10), (-20, 0, -10, 10), (0, 200, 10, 210)])[0].any()
+
+
+def test_a_contact_sheet_of_a_scene_is_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = np.repeat(decode(PAGE, channels="gray"), 3, axis=2)
+    np.save(tmp_path / "page.npy", np.vstack([page, page]))
+    Image.fromarray(np.vstack([page, page])).save(tmp_path / "page.png")
+    sheets = []
+    for name in ("page.png", "page.npy"):
+        for output in ("map.zarr", "map.npy"):
+            sheet = str(tmp_path / f"{name}.png")
+            command = ["score-map", str(tmp_path / name), "-o", str(tmp_path / output), "--contact-sheet", sheet]
+            assert main(command) == 0
+            sheets.append(Image.open(sheet))
+        # from here on nothing can be decoded as a whole
+        monkeypatch.setattr("convserve.scenes.source.PIECE_PIXELS", 5000)
+        monkeypatch.setenv("CONVSERVE_MAX_PIXELS", "20000")
+    assert all(same(sheets[0], sheet) for sheet in sheets)
+
+
+def test_an_aligned_last_window_is_drawn_where_it_lies() -> None:
+    image = np.full((63, 71, 3), 60, np.uint8)
+    for several in (False, True):
+        scores = np.zeros((12, 14, 1 + several), np.float32)
+        scores[-1, -1] = (0, 1) if several else 1
+        place: dict[str, Any] = {"image": (63, 71), "edge": "align", "stride": (5, 5), "window": (8, 8)}
+        found = made(scores, ["nothing", "seen"] if several else ["seen"], **place)
+        assert found.box(-1, -1) == (55, 63, 63, 71)
+        picture = np.asarray(draw_map(found, image, side=710, background="nothing" if several else None)).astype(int)
+        marked = np.ptp(picture[:630], axis=2) > 30
+        rows, cols = np.nonzero(marked)
+        # the margins at the map's end are those at its beginning; a winner's window is drawn as well
+        margin = 0 if several else round((8 - 5) / 2 * 10)
+        assert (rows.max(), cols.max()) == (630 - 1 - margin, 710 - 1 - margin)
+        assert marked[590, 670]
 
 
 def test_many_classes_share_a_colour_and_a_line_of_the_legend() -> None:

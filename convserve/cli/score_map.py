@@ -137,8 +137,8 @@ def run(args: argparse.Namespace) -> None:
         from convserve.images.pictures import draw_best, save_picture
 
         limits = {"background": args.background, "threshold": args.threshold, "most": args.best}
-        whole = found.held() if isinstance(found, WrittenMap) else found
-        save_picture(draw_best(whole, args.image, **limits), args.contact_sheet)
+        with scene_rows(args.image) as rows:
+            save_picture(draw_best(found, rows, **limits), args.contact_sheet)
     image = args.image
     if by_rows:
         from convserve.images.heatmap import LONGEST_SIDE

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -46,21 +47,60 @@ def _base(image: np.ndarray, zoom: float) -> np.ndarray:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _spread(plane: np.ndarray, shape: Pair, zoom: float, stride: Place, window: Place, offset: Place) -> np.ndarray:
-    """Return a plane (rows, cols) as float32 over the picture, each value at its window's centre, NaN outside.
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Where the positions of a map lie along one side of a picture, in its pixels.
 
-    shape is the picture's (H, W), zoom times the image's; stride, window and offset are in image pixels.
+    begin: of the window of position 0; stride: to the next one's; last: begin of the last one's, which may be nearer.
     """
-    rows, cols = plane.shape
-    height, width = max(1, round(rows * stride[0] * zoom)), max(1, round(cols * stride[1] * zoom))
-    enlarged = np.asarray(
-        Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC), np.float32
-    )
+
+    count: int
+    begin: float
+    stride: float
+    window: float
+    last: float
+
+    def at(self, position: int) -> float:
+        """Return where the window of a position begins."""
+        return self.last if position == self.count - 1 else self.begin + position * self.stride
+
+    @property
+    def length(self) -> int:
+        """Pixels that all positions take where each has the stride."""
+        return max(1, round(self.count * self.stride))
+
+    def pixels(self, size: int) -> np.ndarray:
+        """Return, of each pixel of a side, its place among the `length`, -1 where it has none: int (size,)."""
+        top = round(self.begin + (self.window - self.stride) / 2)
+        nearer = self.begin + (self.count - 1) * self.stride - self.last
+        places = np.arange(size) - top
+        if nearer > 0:
+            # from the centre before the last on, the way to the last is shorter
+            bend, way = self.length - 1.5 * self.stride, max(self.stride - nearer, 1e-6)
+            beyond = places - bend
+            bent = np.where(beyond <= way, bend + beyond * self.stride / way, bend + beyond + nearer)
+            places = np.where(beyond > 0, np.floor(bent), places).astype(np.intp)
+        return np.where((places >= 0) & (places < self.length), places, -1)
+
+
+def _axes(
+    scores: np.ndarray, zoom: float, stride: Place, window: Place, offset: Place, last: Place | None
+) -> list[_Axis]:
+    found = []
+    for axis, count in enumerate(scores.shape):
+        end = offset[axis] + (count - 1) * stride[axis] if last is None else last[axis]
+        found.append(_Axis(count, *(zoom * length for length in (offset[axis], stride[axis], window[axis], end))))
+    return found
+
+
+def _spread(plane: np.ndarray, shape: Pair, axes: list[_Axis]) -> np.ndarray:
+    """Return a plane (rows, cols) as float32 (H, W) of the picture, each value at its window's centre, NaN outside."""
+    size = axes[1].length, axes[0].length
+    enlarged = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.BICUBIC), np.float32)
     enlarged = np.clip(enlarged, plane.min(), plane.max())
-    top, left = (round((offset[axis] + (window[axis] - stride[axis]) / 2) * zoom) for axis in range(2))
-    spread = np.full(shape, np.nan, np.float32)
-    into = (slice(max(top, 0), min(top + height, shape[0])), slice(max(left, 0), min(left + width, shape[1])))
-    spread[into] = enlarged[into[0].start - top : into[0].stop - top, into[1].start - left : into[1].stop - left]
+    down, across = (axis.pixels(side) for axis, side in zip(axes, shape, strict=True))
+    spread = enlarged[down][:, across]
+    spread[down < 0], spread[:, across < 0] = np.nan, np.nan
     return spread
 
 
@@ -94,6 +134,7 @@ def heat_map(
     stride: Place,
     window: Place,
     offset: Place = (0, 0),
+    last: Place | None = None,
     label: str = "",
     opacity: float = 0.6,
     value_range: tuple[float, float] | None = None,
@@ -101,11 +142,11 @@ def heat_map(
 ) -> Image.Image:
     """Return a picture of one class's scores, float32 (rows, cols), over the image they belong to.
 
-    image: uint8 (H, W, 1 or 3). stride, window, offset (vertical, horizontal, pixels) are the score
-    map's; each score is shown at its window's centre and smoothly between, the highest as opaque as opacity
-    says, the lowest half as much. value_range fixes the two ends of the colour scale, by default the lowest
-    and highest score. side: pixels of the picture's longer side; by default a small image is enlarged, a huge
-    one shrunk. Raises ShapeError, InputError for arguments outside their range.
+    image: uint8 (H, W, 1 or 3). stride, window, offset (vertical, horizontal, pixels) are the score map's, last where
+    its last window begins, by default as all others do; each score is shown at its window's centre and smoothly
+    between, the highest as opaque as opacity says, the lowest half as much. value_range fixes the two ends of the
+    colour scale, by default the lowest and highest score. side: pixels of the picture's longer side; by default a small
+    image is enlarged, a huge one shrunk. Raises ShapeError, InputError for arguments outside their range.
     """
     scores = np.asarray(scores, np.float32)
     _check(image, scores, opacity, side)
@@ -113,7 +154,7 @@ def heat_map(
     zoom = _zoom(image, side)
     picture = _base(image, zoom)
     shares = np.clip((np.nan_to_num(scores, nan=low) - low) / (high - low), 0, 1)
-    spread = _spread(shares, picture.shape[:2], zoom, stride, window, offset)
+    spread = _spread(shares, picture.shape[:2], _axes(scores, zoom, stride, window, offset, last))
     covered = np.isfinite(spread)
     table = colour_scale().astype(np.float32)
     seen = spread[covered]
@@ -134,6 +175,7 @@ def argmax_map(
     stride: Place,
     window: Place,
     offset: Place = (0, 0),
+    last: Place | None = None,
     threshold: float = 0.5,
     background: int | None = None,
     opacity: float = 0.6,
@@ -166,8 +208,9 @@ def argmax_map(
     for index, one in palette.items():
         colours[index] = one
     weighted = weights[:, :, None] * colours[class_indices]
+    axes = _axes(scores, zoom, stride, window, offset, last)
     planes = [
-        np.nan_to_num(_spread(plane, picture.shape[:2], zoom, stride, window, offset))
+        np.nan_to_num(_spread(plane, picture.shape[:2], axes))
         for plane in (weights, *np.moveaxis(weighted, 2, 0))
     ]
     total = planes[0]
@@ -183,8 +226,8 @@ def argmax_map(
     chips: list[Corners] = []
     # The strongest first: a peak whose label would cover a stronger one's keeps its colour alone.
     for row, col in _drawn(peaks, class_indices):
-        top, left = offset[0] + row * stride[0], offset[1] + col * stride[1]
-        corners = (left * zoom, top * zoom, (left + window[1]) * zoom - 1, (top + window[0]) * zoom - 1)
+        top, left = axes[0].at(row), axes[1].at(col)
+        corners = (left, top, left + axes[1].window - 1, top + axes[0].window - 1)
         box = (round(corners[0]), round(corners[1]), round(corners[2]), round(corners[3]))
         index = int(class_indices[row, col])
         _draw_window(draw, box, labels[index], palette[index], font, chips)

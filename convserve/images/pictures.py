@@ -2,13 +2,13 @@
 
 import os
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from convserve.errors import InputError
-from convserve.images.contact import Found, contact_sheet
+from convserve.images.contact import Found, HeldPixels, PixelRows, contact_sheet, cut_out
 from convserve.images.decode import ImageSource, decode
 from convserve.images.heatmap import argmax_map, heat_map
 from convserve.images.peaks import find_peaks
@@ -18,6 +18,9 @@ __all__ = ["best_positions", "draw_best", "draw_map", "save_picture"]
 
 # Labels of ImageNet begin with the number of their WordNet synset, which pictures leave out.
 _SYNSET = re.compile(r"n\d{8}\s+")
+
+# Of a map on disk, whose rows are read as they are needed.
+_VALUES_AT_ONCE = 1 << 20
 
 
 def draw_map(
@@ -41,10 +44,11 @@ def draw_map(
     pixels = decode(image, channels="rgb")
     places = {"stride": found.stride, "window": found.window, "offset": found.offset}
     place: dict[str, Any] = {name: (down / shrunk, across / shrunk) for name, (down, across) in places.items()}
+    place["last"] = tuple(begin / shrunk for begin in found.box(-1, -1)[:2])
     place |= {"opacity": opacity, "side": side}
     labels, names = _labels(found), _names(found)
     if len(labels) == 1 and not found.reduction.argmax:
-        return heat_map(pixels, _numbers(found)[:, :, 0], label=names[0], value_range=value_range, **place)
+        return heat_map(pixels, _plane(found), label=names[0], value_range=value_range, **place)
     if value_range is not None:
         raise InputError("a value range is for a heat map of one class; this map has several")
     winners, shares = _winners(found)
@@ -65,7 +69,7 @@ def best_positions(
     labels, names = _labels(found), _names(found)
     nothing: int | None
     if len(labels) == 1:
-        scores = _numbers(found)[:, :, 0]
+        scores = _plane(found)
         # NaN is no class of the map
         winners, nothing = np.isnan(scores).astype(np.int64), 1
         least = float("-inf") if threshold is None else threshold
@@ -79,9 +83,14 @@ def best_positions(
     return [Found(found.box(*place), names[int(winners[place])], float(scores[place])) for place in places]
 
 
-def draw_best(found: ScoreMap, image: ImageSource, **options: Any) -> Image.Image:
-    """Return the contact sheet of a map's best positions; the options are those of best_positions."""
-    return contact_sheet(decode(image, channels="rgb"), best_positions(found, **options))
+def draw_best(found: ScoreMap, image: ImageSource | PixelRows, **options: Any) -> Image.Image:
+    """Return the contact sheet of a map's best positions; the options are those of best_positions.
+
+    image: also what convserve.open_scene gives, of which the crops alone are held. Raises InputError, ImageError.
+    """
+    positions = best_positions(found, **options)
+    rows: Any = image if hasattr(image, "pieces") else HeldPixels(decode(cast(ImageSource, image), channels="rgb"))
+    return contact_sheet(cut_out(rows, [one.box for one in positions]) if positions else [], positions)
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -108,34 +117,48 @@ def _index_of(label: str | None, labels: list[str]) -> int | None:
     return labels.index(label)
 
 
-def _numbers(found: ScoreMap) -> np.ndarray:
-    """Return the scores as float32: of uint8 those in the middle of what each stands for."""
+def _numbers(found: ScoreMap, values: Any) -> np.ndarray:
+    """Return a part of a map's scores as float32: of uint8 those in the middle of what each stands for."""
+    numbers = np.asarray(values)
     if found.reduction.value_range is None:
-        return found.scores.astype(np.float32, copy=False)
+        return numbers.astype(np.float32, copy=False)
     low, high = found.reduction.value_range
-    return (low + (high - low) * found.scores.astype(np.float32) / 255).astype(np.float32)
+    return (low + (high - low) * numbers.astype(np.float32) / 255).astype(np.float32)
+
+
+def _plane(found: ScoreMap) -> np.ndarray:
+    return _numbers(found, found.scores[:, :, :1])[:, :, 0]
 
 
 def _winners(found: ScoreMap) -> tuple[np.ndarray, np.ndarray]:
     """Return the place among the labels of the class that wins each position, int, and its share, float32 in 0..1.
 
-    Where scores are no shares, they become some by a softmax over what is kept; an argmax map has 1 everywhere.
+    Where scores are no shares, they become some by a softmax over what is kept; an argmax map has 1 everywhere. A map
+    on disk is read some rows at a time.
     """
-    if found.indices is not None:
-        best = found.indices if found.reduction.argmax else found.indices[:, :, 0]
-        places = np.zeros(max(found.classes) + 1, np.int64)
-        places[found.classes] = np.arange(len(found.classes))
+    shape = found.rows, found.cols
+    winners, scores, shares = np.empty(shape, np.int64), np.ones(shape, np.float32), np.empty(shape, np.float32)
+    places = np.zeros(max(found.classes) + 1, np.int64)
+    places[found.classes] = np.arange(len(found.classes))
+    low, high = 0.0, 1.0
+    step = max(1, _VALUES_AT_ONCE // (found.cols * max(1, found.scores.shape[2])))
+    for first in range(0, found.rows, step):
+        rows = slice(first, min(first + step, found.rows))
         if found.reduction.argmax:
-            return places[best], np.ones(best.shape, np.float32)
-        return places[best], _shares(_numbers(found))[:, :, 0]
-    scores = _numbers(found)
-    winners = np.argmax(scores, axis=2)
-    return winners, np.take_along_axis(_shares(scores), winners[:, :, None], axis=2)[:, :, 0]
+            assert found.indices is not None
+            winners[rows] = places[np.asarray(found.indices[rows])]
+            continue
+        values = _numbers(found, found.scores[rows])
+        # best first where indices are kept
+        best = np.argmax(values, axis=2)[:, :, None] if found.indices is None else np.zeros((*values.shape[:2], 1), int)
+        winners[rows] = best[:, :, 0] if found.indices is None else places[np.asarray(found.indices[rows])[:, :, 0]]
+        scores[rows] = np.take_along_axis(values, best, axis=2)[:, :, 0]
+        shares[rows] = np.take_along_axis(_softmax(values), best, axis=2)[:, :, 0]
+        low, high = min(low, float(np.nanmin(values, initial=0))), max(high, float(np.nanmax(values, initial=0)))
+    return winners, scores if low >= 0 and high <= 1 else shares
 
 
-def _shares(scores: np.ndarray) -> np.ndarray:
-    if np.nanmin(scores, initial=0) >= 0 and np.nanmax(scores, initial=0) <= 1:
-        return scores
+def _softmax(scores: np.ndarray) -> np.ndarray:
     powers = np.exp(scores - scores.max(axis=2, keepdims=True))
     shares: np.ndarray = powers / powers.sum(axis=2, keepdims=True)
     return shares
