@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from convserve.engine.source import ImageRows, tensor_rows
 from convserve.errors import InputError, ShapeError
 from convserve.formats.packing import is_winograd
 from convserve.graph.ending import before_softmax, final_softmax, with_softmax
+from convserve.graph.fingerprint import fingerprint
 from convserve.graph.ir import Graph, Output
 from convserve.graph.ops import infer_volumes
 from convserve.images.decode import ImageSource
@@ -62,10 +64,8 @@ class Model:
         self._inputs = Inputs(graph.input_volume, preprocess)
         channels = graph.input_volume.channels
         if preprocess is not None and preprocess.channel_count != channels:
-            raise InputError(
-                f'preprocess gives {preprocess.channel_count} channel(s) ("{preprocess.channels}");'
-                f" the network reads {channels}"
-            )
+            gives = f'preprocess gives {preprocess.channel_count} channel(s) ("{preprocess.channels}")'
+            raise InputError(f"{gives}; the network reads {channels}")
         if labels is not None and self.window is not None and len(labels) != self.classes:
             raise InputError(f"there are {len(labels)} labels, but the network has {self.classes} classes")
 
@@ -91,6 +91,11 @@ class Model:
         """Values of the first output for one image of the window's size."""
         return infer_volumes(self.graph)[self.graph.outputs[0].tensor].values
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digits that are the same for the same operations, weights and preprocessing, here and on a server."""
+        return fingerprint(self.graph, None if self.preprocess is None else self.preprocess.to_dict())
+
     def _engine(self, outputs: tuple[str, ...], *, scores: str = "raw") -> Engine:
         # an engine computes only what these outputs need; "softmax" and "logits" are of one output
         key = scores, outputs
@@ -114,9 +119,8 @@ class Model:
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Return the network's output for x, float32 (N, C, H, W), N free, in the shape that the network declares.
 
-        A network that reads single pixels takes (N, C) too.
-        outputs: a name or names instead of all. One output comes as an array, several as a dict by name.
-        Raises ShapeError, InputError, MemoryBudgetError.
+        A network that reads single pixels takes (N, C) too. outputs: a name or names instead of all; of one an array
+        comes, of several a dict by name. Raises ShapeError, InputError, MemoryBudgetError.
         """
         return self.measure(x, outputs, memory_budget=memory_budget)[0]
 
@@ -242,9 +246,8 @@ class Model:
             raise InputError("resume goes on with a map on disk; give output=, a path that ends in .zarr for one")
         engine = self._engine((str(output or names[0]),), scores=reduce.scores)
         chosen, labels = self._class_indices(engine, classes)
-        kept: Any = {"classes": chosen, "labels": labels, "reduce": reduce, "progress": progress}
-        rows, whole_budget = self._inputs.whole(image), parse_budget(memory_budget)
-        return dense.score_map(engine, rows, memory_budget=whole_budget, **ways, **kept)
+        kept: Any = {"reduce": reduce, "progress": progress, "memory_budget": parse_budget(memory_budget)}
+        return dense.score_map(engine, self._inputs.whole(image), classes=chosen, labels=labels, **ways, **kept)
 
     def score_stream(
         self,
@@ -368,31 +371,29 @@ class Model:
         batch: int = 1,
         memory_budget: int | str | None = None,
         hold_scores: bool = False,
+        classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         layout: Layout | None = None,
     ) -> Plan:
         """Return the plan of a run over `batch` images of height x width pixels, before anything is allocated.
 
-        An image larger than the window is a score map; hold_scores: count the whole map into p.score_bytes.
-        layout: cuts and band heights instead of the planner's. Raises ShapeError, MemoryBudgetError.
+        An image larger than the window is a score map; hold_scores: count into p.score_bytes what score_map holds,
+        with its classes and reduce. layout: instead of the planner's. Raises ShapeError, InputError, MemoryBudgetError.
         """
-        for name, value in (("height", height), ("width", width), ("batch", batch)):
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
-        budget = parse_budget(memory_budget)
-        sink_rows, score_bytes = None, 0
-        name = self.graph.outputs[0].name
+        for what, size in (("height", height), ("width", width), ("batch", batch)):
+            if not isinstance(size, (int, np.integer)) or size < 1:
+                raise InputError(f"{what} is {size!r}; it must be a whole number from 1")
+        budget, kept = parse_budget(memory_budget), checked_reduction(reduce)
+        if (self.window != (height, width) and self.window is not None) or classes is not None or kept != Reduction():
+            engine = self._engine((self.graph.outputs[0].name,), scores=kept.scores)
+            chosen, _ = self._class_indices(engine, classes)
+            hold: Any = {"hold": kept if hold_scores else None, "classes": chosen}
+            return dense.plan_map(engine, height, width, images=batch, memory_budget=budget, layout=layout, **hold)
+        volumes = infer_volumes(self.graph, height, width)
+        held = sum(volumes[output.tensor].values for output in self.graph.outputs) * 4 * batch * hold_scores
+        options: dict[str, Any] = {"score_bytes": held, "layout": layout, "memory_budget": budget}
         engine = self._engine(tuple(output.name for output in self.graph.outputs))
-        if self.window is not None and (height, width) != self.window:
-            engine = self._engine((name,))
-            slide = dense.sliding(engine.graph)
-            rows, cols = slide.positions(height, width)
-            sink_rows = [rows]
-            score_bytes = rows * cols * slide.channels * 4 * batch if hold_scores else 0
-        elif hold_scores:
-            volumes = infer_volumes(self.graph, height, width)
-            score_bytes = sum(volumes[output.tensor].values for output in self.graph.outputs) * 4 * batch
-        options: dict[str, Any] = {"sink_rows": sink_rows, "score_bytes": score_bytes, "layout": layout}
-        return engine.executor(height, width, images=batch, memory_budget=budget, **options).plan
+        return engine.executor(height, width, images=batch, **options).plan
 
     def plan_ways(self, height: int, width: int, **options: Any) -> list[dense.WayPlan]:
         """Return what each way to a score map at a stride is predicted to take, as dense.plan_ways tells."""

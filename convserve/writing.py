@@ -1,6 +1,5 @@
 """From a source to a map on disk through a network of this process."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from convserve.errors import MemoryBudgetError
-from convserve.graph.fingerprint import fingerprint
 from convserve.graph.ir import Graph
-from convserve.images.preprocess import Preprocess
 from convserve.progress import ProgressBar
 from convserve.reduction import Reduction
 from convserve.results import Geometry, PlanBytes, RunReport, ScoreMap, SizedPlan
@@ -38,8 +35,9 @@ class Scorer(Protocol):
     """What of a model is used."""
 
     graph: Graph
-    preprocess: Preprocess | None
 
+    @property
+    def fingerprint(self) -> str: ...
     @property
     def describe(self) -> Callable[[], Any]: ...
     @property
@@ -71,7 +69,7 @@ def write_map(
     channels = model.graph.input_volume.channels
     with scene_rows(image) as source:
         checked_channels(source, channels)
-        facts = {"network": _network(model), **shared_facts(options, reduction)}
+        facts = {"network": model.fingerprint, **shared_facts(options, reduction)}
         with MapWriter(output, source, fingerprint=facts, reduction=reduction, resume=resume) as writer:
             if writer.needs_rows and options["method"] == "crops":
                 found = model.score_map(source, reduce=reduction, memory_budget=budget, progress=progress, **options)
@@ -93,11 +91,6 @@ def write_map(
                 finally:
                     stream.close()
             return writer.finish(RunReport(plan, allocated, time.perf_counter() - start))
-
-
-def _network(model: Scorer) -> str:
-    preprocessing = model.preprocess and model.preprocess.to_dict()
-    return hashlib.sha256(f"{fingerprint(model.graph)} {preprocessing!r}".encode()).hexdigest()[:32]
 
 
 def _scored(

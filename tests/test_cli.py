@@ -172,6 +172,20 @@ def test_plan_prints_the_models_own_numbers(capsys: pytest.CaptureFixture[str]) 
         assert found[name] == getattr(plan, name)
 
 
+def test_plan_counts_what_is_held_of_the_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "--size", "280x400", "--json"]
+    held = ["--hold-scores", "--top", "2", "--dtype", "float16", "--class", "3", "--class", "7", "--class-index", "1"]
+    for more, bytes_of_position in (([], 0), (["--hold-scores"], 4 * 11), (held, 2 * (2 + 4))):
+        assert main([*command, *more]) == 0
+        found = json.loads(capsys.readouterr().out)["score_bytes"]
+        # and, where it is reduced, the block that it is made from
+        assert 0 <= found - 64 * 94 * bytes_of_position <= (28 * 94 * 4 * 3 if "--top" in more else 0)
+    assert main([*command, "--top", "2"]) == 1
+    assert "add --hold-scores" in capsys.readouterr().err
+    assert main([*command, "--stride", "2", "--hold-scores"]) == 1
+    assert "cannot be given with --hold-scores" in capsys.readouterr().err
+
+
 def test_plan_prints_a_table_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
     table = ran(capsys, "plan")
     assert "28x28" in table

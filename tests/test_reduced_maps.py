@@ -166,6 +166,32 @@ def test_what_is_held_of_a_reduced_map_fits_a_budget_that_the_whole_one_does_not
     assert found.plan.score_bytes >= found.rows * found.cols * 4
 
 
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        Reduction(),
+        Reduction(top=3),
+        Reduction(argmax=True),
+        Reduction(dtype="float16"),
+        Reduction(scores="softmax", dtype="uint8"),
+        Reduction(scores="softmax"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, [1], ["no digit", 3, 5, 7]])
+def test_a_plan_knows_what_is_held_of_a_reduced_map(
+    model: convserve.Model, address: str, reduce: Reduction, classes: Any
+) -> None:
+    kept: Any = {"classes": classes, "reduce": reduce}
+    for height, width in ((300, 200), (28, 28)):
+        found = model.score_map(np.zeros((height, width, 1), np.uint8), **kept).plan
+        planned = model.plan(height, width, hold_scores=True, **kept)
+        assert (planned.score_bytes, planned.total_bytes) == (found.score_bytes, found.total_bytes)
+        with Client(address) as client:
+            there = client.plan(height, width, hold_scores=True, model="digits", **kept)
+        assert (there.score_bytes, there.total_bytes) == (found.score_bytes, found.total_bytes)
+    assert model.plan(300, 200, **kept).score_bytes == 0
+
+
 def test_labels_of_indices(model: convserve.Model, page: np.ndarray) -> None:
     found = model.score_map(page, classes=["3", 10], reduce=Reduction(argmax=True))
     assert found.scores.shape == (found.rows, found.cols, 0)

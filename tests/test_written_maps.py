@@ -350,6 +350,29 @@ def test_through_a_server_rows_go_to_disk_and_on(tmp_path: Path, digits: convser
             assert np.array_equal(np.concatenate(list(client.stream(rows=source))), digits.score_map(page()).scores)
 
 
+def test_a_run_goes_on_through_a_server_and_here_with_the_same_weights_only(
+    tmp_path: Path, digits: convserve.Model
+) -> None:
+    pattern = "INPUT[28x28x1] -> CONV5-8 P0 -> RELU -> FC-11"
+    models = {f"seed{seed}": convserve.build(pattern, seed=seed) for seed in (0, 1)}
+    image, output = page(400), tmp_path / "map.npy"
+    wanted = models["seed0"].score_map(image)
+    with running_server(models) as address, convserve.Client(address) as client:
+        kinds = [client.describe(model=name, fingerprint=True)["fingerprint"] for name in models]
+        assert kinds == [model.fingerprint for model in models.values()]
+        assert len(set(kinds)) == 2
+        assert client.describe(model="seed0")["fingerprint"] is None
+        leave_after(20, lambda: client.score_map(image, model="seed0", output=output))
+        with pytest.raises(InputError, match="it was begun with network"):
+            client.score_map(image, model="seed1", output=output, resume=True)
+        with pytest.raises(InputError, match="it was begun with network"):
+            models["seed1"].score_map(image, output=output, resume=True)
+        leave_after(40, lambda: models["seed0"].score_map(image, output=output, resume=True))
+        found = client.score_map(image, model="seed0", output=output, resume=True)
+    assert found.resumed_at >= 40
+    assert_same(found, wanted)
+
+
 def test_the_command_line_is_interrupted_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits: convserve.Model
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.errors import InputError, SettingError
+from convserve.reduction import DTYPES, Reduction
 from convserve.settings import parse_bytes
 
 if TYPE_CHECKING:
@@ -16,16 +17,19 @@ if TYPE_CHECKING:
 __all__ = [
     "BUNDLED",
     "FITS",
+    "add_classes",
     "add_command",
     "add_fit",
     "add_net",
     "add_parameters",
+    "add_reduction",
     "add_run_options",
     "add_where",
     "byte_count",
     "count",
     "load_net",
     "open_net",
+    "reduction_of",
     "remote_client",
     "size_pair",
 ]
@@ -82,6 +86,45 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
         " network or a pattern (default: random weights), or the .caffemodel of a .prototxt (default: the one of its"
         " name beside it)",
     )
+
+
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """Add --class and --class-index, of what a score map keeps."""
+    parser.add_argument(
+        "--class",
+        "--classes",
+        dest="classes",
+        action="append",
+        metavar="LABEL",
+        help="class to keep, by its label or one of its names (repeat for several; default all); a picture of one is"
+        " a heat map, of several the winners",
+    )
+    parser.add_argument(
+        "--class-index", dest="classes", action="append", type=int, metavar="N", help="the same, by its index from 0"
+    )
+
+
+def add_reduction(parser: argparse.ArgumentParser) -> None:
+    """Add --top, --argmax, --softmax, --dtype and --value-range, of what a score map keeps."""
+    parser.add_argument("--top", type=count, metavar="K", help="keep the best K classes of each position")
+    parser.add_argument("--argmax", action="store_true", help="keep the index of the best class alone")
+    parser.add_argument("--softmax", action="store_true", help="scores after a softmax over all classes")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the scores (default float32)")
+    parser.add_argument(
+        "--value-range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="scores that become 0 and 255 in uint8, or the ends of a heat map's scale",
+    )
+
+
+def reduction_of(args: argparse.Namespace, **instead: Any) -> Reduction:
+    """Return what add_reduction's arguments ask for, with other values instead of some; InputError as Reduction."""
+    asked: dict[str, Any] = {name: getattr(args, name) for name in ("top", "argmax", "dtype")}
+    asked["scores"] = "softmax" if args.softmax else "raw"
+    asked["value_range"] = None if args.value_range is None else tuple(args.value_range)
+    return Reduction(**{**asked, **instead})
 
 
 def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:

@@ -4,9 +4,20 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convserve.cli.arguments import add_command, add_net, add_run_options, count, load_net, size_pair
+from convserve.cli.arguments import (
+    add_classes,
+    add_command,
+    add_net,
+    add_reduction,
+    add_run_options,
+    count,
+    load_net,
+    reduction_of,
+    size_pair,
+)
 from convserve.cli.output import plan_fields, print_json, size_text
 from convserve.errors import InputError
+from convserve.reduction import Reduction
 
 if TYPE_CHECKING:
     from convserve.dense import WayPlan
@@ -22,6 +33,7 @@ def register(commands: Any) -> None:
         help="print what a run over images of a size takes, to the byte, without running",
         example="convserve plan vgg16.onnx --size 4096x4096 --memory-budget 256MiB\n"
         "convserve plan vgg16.onnx --size 1024x1024 --stride 8\n"
+        "convserve plan vgg16.onnx --size 8192x8192 --hold-scores --top 5 --dtype float16\n"
         "convserve plan vgg16.onnx --plot arena.png",
     )
     add_net(parser)
@@ -30,6 +42,11 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--stride", type=count, metavar="N", help="of a score map: print what each way to it is predicted to take"
     )
+    parser.add_argument(
+        "--hold-scores", action="store_true", help="count the scores too, of a map what is kept by the options below"
+    )
+    add_classes(parser)
+    add_reduction(parser)
     parser.add_argument("--steps", action="store_true", help="print every step too")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the arena over time: what lies where, and when")
     add_run_options(parser)
@@ -51,7 +68,13 @@ def run(args: argparse.Namespace) -> None:
     ways = [] if args.stride is None else model.plan_ways(*size, stride=args.stride)
     if ways and args.batch > 1:
         raise InputError("--stride is of a score map, of one image; it cannot be given with --batch")
-    plan = ways[0].plan if ways else model.plan(*size, batch=args.batch)
+    reduce = reduction_of(args)
+    held: dict[str, Any] = {"hold_scores": args.hold_scores, "classes": args.classes, "reduce": reduce}
+    if not args.hold_scores and (args.classes is not None or reduce != Reduction()):
+        raise InputError("--class, --top, --argmax, --softmax, --dtype are of scores that are held: add --hold-scores")
+    if ways and args.hold_scores:
+        raise InputError("--stride compares ways, not what they hold; it cannot be given with --hold-scores")
+    plan = ways[0].plan if ways else model.plan(*size, batch=args.batch, **held)
     if args.plot is not None:
         arena_map(timeline(plan)).save(args.plot, optimize=True)
     if args.json:

@@ -7,10 +7,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from convserve.cli.arguments import add_command, add_run_options, add_where, count, load_net, remote_client
+from convserve.cli.arguments import (
+    add_classes,
+    add_command,
+    add_reduction,
+    add_run_options,
+    add_where,
+    count,
+    load_net,
+    reduction_of,
+    remote_client,
+)
 from convserve.cli.output import print_json, report_fields, size_text
 from convserve.errors import InputError
-from convserve.reduction import DTYPES, Reduction
+from convserve.reduction import Reduction
 from convserve.results import ScoreMap
 from convserve.scenes import ENDINGS, WrittenMap, is_scene, overview, scene_rows
 
@@ -38,18 +48,7 @@ def register(commands: Any) -> None:
         help="where to write: a .png or .jpg, or arrays as .npy, .npz, .zarr or .tif, whose image is read by rows",
     )
     parser.add_argument("--resume", action="store_true", help="go on with arrays that were left half-way")
-    parser.add_argument(
-        "--class",
-        "--classes",
-        dest="classes",
-        action="append",
-        metavar="LABEL",
-        help="class to keep, by its label or one of its names (repeat for several; default all); a picture of one is"
-        " a heat map, of several the winners",
-    )
-    parser.add_argument(
-        "--class-index", dest="classes", action="append", type=int, metavar="N", help="the same, by its index from 0"
-    )
+    add_classes(parser)
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
     parser.add_argument(
         "--method",
@@ -63,25 +62,11 @@ def register(commands: Any) -> None:
         default="none",
         help="where windows do not fill the image: nothing (default), zeros, or the last windows moved to its end",
     )
-    _add_reduction(parser)
+    add_reduction(parser)
     _add_drawing(parser)
     add_where(parser, timeout=math.inf)
     add_run_options(parser)
     parser.set_defaults(run=run)
-
-
-def _add_reduction(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--top", type=count, metavar="K", help="keep the best K classes of each position")
-    parser.add_argument("--argmax", action="store_true", help="keep the index of the best class alone")
-    parser.add_argument("--softmax", action="store_true", help="scores after a softmax over all classes")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the scores (default float32)")
-    parser.add_argument(
-        "--value-range",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="scores that become 0 and 255 in uint8, or the ends of a heat map's scale",
-    )
 
 
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
@@ -98,13 +83,15 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def _reduction(args: argparse.Namespace) -> Reduction:
-    picture = Path(args.output).suffix in PICTURES
-    ends = None if args.value_range is None or (picture and args.dtype != "uint8") else tuple(args.value_range)
-    scores = "softmax" if args.softmax else "raw"
-    if picture and len(args.classes or ()) != 1 and not args.argmax and args.top is None:
-        # what a picture shows of several classes
-        return Reduction(top=1, scores="softmax", dtype=args.dtype, value_range=ends)
-    return Reduction(top=args.top, argmax=args.argmax, scores=scores, dtype=args.dtype, value_range=ends)
+    instead: dict[str, Any] = {}
+    if Path(args.output).suffix in PICTURES:
+        if args.dtype != "uint8":
+            # it is of the picture's scale
+            instead["value_range"] = None
+        if len(args.classes or ()) != 1 and not args.argmax and args.top is None:
+            # what a picture shows of several classes
+            instead |= {"top": 1, "scores": "softmax"}
+    return reduction_of(args, **instead)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -243,9 +243,10 @@ class Client:
         return drive(self._core.list_models(timeout=timeout))
 
     def describe(
-        self, *, model: str = "", version: str = "", timeout: float | None = None
+        self, *, model: str = "", version: str = "", fingerprint: bool = False, timeout: float | None = None
     ) -> dict[str, Any]:  # documented below
-        return drive(self._core.describe(model=model, version=version, timeout=timeout))
+        asked: Any = {"model": model, "version": version, "fingerprint": fingerprint}
+        return drive(self._core.describe(timeout=timeout, **asked))
 
     def plan(
         self,
@@ -257,6 +258,8 @@ class Client:
         batch: int = 1,
         memory_budget: int | str | None = None,
         hold_scores: bool = False,
+        classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         timeout: float | None = None,
     ) -> PlanBytes:  # documented below
         return drive(
@@ -268,6 +271,8 @@ class Client:
                 batch=batch,
                 memory_budget=memory_budget,
                 hold_scores=hold_scores,
+                classes=classes,
+                reduce=reduce,
                 timeout=timeout,
             )
         )

@@ -329,9 +329,14 @@ class Core:
         response = await self._unary("ListModels", pb.ListModelsRequest(), self._limit(timeout))
         return [description.summary_from_message(model) for model in response.models]
 
-    async def describe(self, *, model: str = "", version: str = "", timeout: float | None = None) -> dict[str, Any]:
-        """Return a model's description as plain data: what list_models says of it, its totals, and each layer."""
-        request = pb.DescribeModelRequest(model=model, version=version)
+    async def describe(
+        self, *, model: str = "", version: str = "", fingerprint: bool = False, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Return a model's description as plain data: what list_models says of it, its totals, and each layer.
+
+        fingerprint: also digits that are the same for the same network, which the server reads all weights for, once.
+        """
+        request = pb.DescribeModelRequest(model=model, version=version, fingerprint=fingerprint)
         response = await self._unary("DescribeModel", request, self._limit(timeout))
         return description.description_from_message(response)
 
@@ -345,11 +350,14 @@ class Core:
         batch: int = 1,
         memory_budget: int | str | None = None,
         hold_scores: bool = False,
+        classes: Sequence[int | str] | None = None,
+        reduce: Reduction | None = None,
         timeout: float | None = None,
     ) -> PlanBytes:
         """Return what a run over `batch` images of height x width pixels would take on the server, in bytes.
 
-        hold_scores: count the whole score map too. Raises MemoryBudgetError, with the number that would do.
+        hold_scores: count what is held of a score map, with its classes and reduce. Raises MemoryBudgetError, with the
+        number that would do.
         """
         request = requests.plan_request(
             height,
@@ -359,6 +367,8 @@ class Core:
             batch=batch,
             memory_budget=memory_budget,
             hold_scores=hold_scores,
+            classes=classes,
+            reduce=reduce,
         )
         response = await self._unary("PlanMemory", request, self._limit(timeout))
         return codec.plan_from_message(response.plan)

@@ -18,6 +18,7 @@ from convserve.scenes import RowSource, is_scene, open_scene
 from convserve.settings import parse_budget
 from convserve.wire import codec, scene
 from convserve.wire import convserve_pb2 as pb
+from convserve.wire.reduction import reduction_to_message
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -277,6 +278,8 @@ def plan_request(
     batch: int,
     memory_budget: int | str | None,
     hold_scores: bool,
+    classes: Sequence[int | str] | None,
+    reduce: Reduction | None,
 ) -> pb.PlanMemoryRequest:
     """Return the request for what a run would take; InputError for sizes that are no whole numbers from 1."""
     for name, value in (("height", height), ("width", width), ("batch", batch)):
@@ -290,6 +293,8 @@ def plan_request(
         batch=int(batch),
         hold_scores=hold_scores,
         memory_budget=_bytes(memory_budget),
+        classes=[] if classes is None else codec.classes_to_message(classes),
+        reduction=reduction_to_message(checked_reduction(reduce)),
     )
 
 

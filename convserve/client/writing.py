@@ -1,7 +1,5 @@
 """From a source to a map on disk through a server: rows go there, and rows of scores come back."""
 
-import hashlib
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,6 @@ if TYPE_CHECKING:
     from convserve.client.core import Core
 
 __all__ = ["write_map"]
-
-_OF_A_PLACE = ("storage", "name", "version")
 
 
 async def write_map(
@@ -32,15 +28,13 @@ async def write_map(
     """Score the rows of an image that a map on disk lacks, write them as they come, and return the map.
 
     image: as open_scene takes it. options: of client.score_stream, that a call must share to go on with the map; where:
-    its others. A server's network is known by its description. Raises what open_scene, MapWriter and score_stream
+    its others. Raises what open_scene, MapWriter and score_stream
     raise.
     """
     asked = {name: where[name] for name in ("model", "version", "timeout")}
-    described = await client.describe(**asked)
-    told = {name: value for name, value in described.items() if name not in _OF_A_PLACE}
-    network = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    described = await client.describe(fingerprint=True, **asked)
     with scene_rows(image) as source:
-        facts = {"network": network, **shared_facts(options, reduction)}
+        facts = {"network": described["fingerprint"], **shared_facts(options, reduction)}
         with MapWriter(output, source, fingerprint=facts, reduction=reduction, resume=resume) as writer:
             if not writer.needs_rows:
                 return writer.finish(RunReport(PlanBytes(), 0, 0.0))

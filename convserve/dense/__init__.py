@@ -4,7 +4,7 @@ from convserve.dense.averages import mean_scores
 from convserve.dense.classes import class_indices
 from convserve.dense.fitting import Capacity, capacity
 from convserve.dense.merged import MergedRows, MergedStream, open_rows, streamed
-from convserve.dense.scoring import open_stream, score_map
+from convserve.dense.scoring import open_stream, plan_map, score_map
 from convserve.dense.sliding import Sliding, sliding
 from convserve.dense.stream import RowStream, ScoreStream
 from convserve.dense.ways import (
@@ -40,6 +40,7 @@ __all__ = [
     "mean_scores",
     "open_rows",
     "open_stream",
+    "plan_map",
     "plan_way",
     "plan_ways",
     "predicted_seconds",

@@ -61,13 +61,13 @@ def _mean(
         return next(iter(found.values())).reshape(-1).astype(np.float64), 0
     place = _geometry(engine, form)
 
-    def opened(score_bytes: int) -> list[ScoreStream]:
+    def opened(score_bytes: int) -> ScoreStream:
         executor = engine.executor(
             form.height, form.width, sink_rows=[place.rows], memory_budget=memory_budget, score_bytes=score_bytes
         )
-        return [ScoreStream(engine, executor, place, form, classes=None, meter=meter)]
+        return ScoreStream(engine, executor, place, form, classes=None, meter=meter)
 
-    [stream], held = counting_blocks(opened, 0)
+    stream, held = counting_blocks(opened, 0, lambda stream: stream.block_bytes)
     total = np.zeros(len(place.classes))
     cancellation.watch(stream.close)
     try:

@@ -9,18 +9,21 @@ import numpy as np
 
 from convserve.dense.crops import score_crops
 from convserve.dense.merged import MergedStream, open_rows
-from convserve.dense.stream import ScoreStream, counting_blocks
+from convserve.dense.sliding import sliding
+from convserve.dense.stream import ScoreStream, block_bytes, counting_blocks
 from convserve.dense.ways import Way, choose_way
 from convserve.engine.engine import Engine
 from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, empty_scores
 from convserve.errors import InputError
 from convserve.plan.layout import Layout
+from convserve.plan.plan import Plan
 from convserve.progress import ProgressBar
 from convserve.reduction import Reduction
 from convserve.results import Geometry, ScoreMap
 
-__all__ = ["open_stream", "score_map"]
+__all__ = ["open_stream", "plan_map", "score_map"]
+
 
 def open_stream(
     way: Way,
@@ -103,7 +106,7 @@ def score_map(
             return [_open_pass(way, view, part, classes, **options) for view, part, _ in views]
 
         # a block is held whole before it is reduced
-        streams = counting_blocks(opened, held)[0] if reduce.reduces else opened(held)
+        streams = counting_blocks(opened, held, _largest)[0] if reduce.reduces else opened(held)
     arrays = {
         name: empty_scores(place.rows, place.cols, *shape, dtype=dtype)
         for name, dtype, shape in reduce.arrays(len(kept))
@@ -122,6 +125,40 @@ def score_map(
             bar.advance(rows)
     report = meter.report(score_bytes=options["score_bytes"])
     return ScoreMap.over(place, arrays, report=report, reduction=reduce)
+
+
+def _largest(streams: list[ScoreStream]) -> int:
+    return max(stream.block_bytes for stream in streams)
+
+
+def plan_map(
+    engine: Engine,
+    height: int,
+    width: int,
+    *,
+    images: int = 1,
+    classes: list[int] | None = None,
+    hold: Reduction | None = None,
+    memory_budget: int | None = None,
+    layout: Layout | None = None,
+) -> Plan:
+    """Return the plan of the maps of so many images at the network's stride; hold: what of their scores is held.
+
+    Raises ShapeError, UnsupportedOpError, MemoryBudgetError.
+    """
+    slide = sliding(engine.graph)
+    rows, cols = slide.positions(height, width)
+    kept = slide.channels if classes is None else len(classes)
+    held = 0 if hold is None else hold.bytes_of(rows * cols, kept) * images
+    options: dict[str, Any] = {"images": images, "sink_rows": [rows], "memory_budget": memory_budget, "layout": layout}
+
+    def planned(score_bytes: int) -> Plan:
+        plan: Plan = engine.executor(height, width, score_bytes=score_bytes, **options).plan
+        return plan
+
+    if hold is None or not hold.reduces:
+        return planned(held)
+    return counting_blocks(planned, held, lambda plan: block_bytes(plan, rows, cols, kept) * images)[0]
 
 
 def _passes(

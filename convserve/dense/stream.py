@@ -1,6 +1,7 @@
 """Dense passes as streams: over an image that is there, or over rows that are still to come."""
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from convserve.errors import RunCancelled, ShapeError
 from convserve.plan.plan import Plan, finish_plan
 from convserve.results import Geometry
 
-__all__ = ["ENDLESS", "RowStream", "ScoreStream", "counting_blocks"]
+__all__ = ["ENDLESS", "RowStream", "ScoreStream", "block_bytes", "counting_blocks"]
+
+Opened = TypeVar("Opened")
 
 # Stands for a height that is not known: higher than any image, low enough for 64-bit sums.
 ENDLESS = 1 << 40
@@ -61,8 +64,7 @@ class ScoreStream:
     @property
     def block_bytes(self) -> int:
         """What the largest block takes, in bytes."""
-        band = min(_written_at_once(self.plan), self.geometry.rows)
-        return 4 * band * self.geometry.cols * len(self.geometry.classes)
+        return block_bytes(self.plan, self.geometry.rows, self.geometry.cols, len(self.geometry.classes))
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return self.blocks()
@@ -104,17 +106,22 @@ def _written_at_once(plan: Plan) -> int:
     return max(step.end - step.begin for block in plan.blocks for step in block.steps if step.kind == "Write")
 
 
+def block_bytes(plan: Plan, rows: int, cols: int, classes: int) -> int:
+    """Return what the largest block takes that a plan writes of a map of so many rows, columns and classes."""
+    return 4 * min(_written_at_once(plan), rows) * cols * classes
+
+
 def counting_blocks(
-    open_at: Callable[[int], list[ScoreStream]], held: int
-) -> tuple[list[ScoreStream], int]:
-    """Return the streams that open_at(score_bytes) gives, and score_bytes: what is held and the largest block."""
+    open_at: Callable[[int], Opened], held: int, largest: Callable[[Opened], int]
+) -> tuple[Opened, int]:
+    """Return what open_at(score_bytes) gives, and score_bytes: what is held and the largest block of what it gives."""
     score_bytes = held
     while True:
-        streams = open_at(score_bytes)
-        needed = held + max(stream.block_bytes for stream in streams)
+        opened = open_at(score_bytes)
+        needed = held + largest(opened)
         # a tighter budget makes blocks smaller, never larger
         if needed <= score_bytes:
-            return streams, score_bytes
+            return opened, score_bytes
         score_bytes = needed
 
 

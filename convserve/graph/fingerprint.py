@@ -1,6 +1,8 @@
 """A hash of a network: its operations, how they are joined, and every bit of its parameters."""
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +13,14 @@ __all__ = ["fingerprint"]
 _HASHED_AT_ONCE = 1 << 20
 
 
-def fingerprint(graph: Graph) -> str:
-    """Return 32 hexadecimal digits, the same for the same network read from the same file by the same version."""
+def fingerprint(graph: Graph, preprocessing: Mapping[str, Any] | None) -> str:
+    """Return 32 hexadecimal digits, the same for the same network read from the same file by the same version.
+
+    preprocessing: what is done to pixels before, as plain data and arrays. Reads all of the parameters.
+    """
     found = hashlib.blake2b(digest_size=16)
+    for key, value in (preprocessing or {}).items():
+        found.update(repr((key, value.tolist() if isinstance(value, np.ndarray) else value)).encode())
     found.update(repr((graph.input_name, graph.input_volume, graph.outputs)).encode())
     for node in graph.nodes:
         found.update(repr((node.op, node.inputs, node.output, sorted(node.attrs.items()))).encode())

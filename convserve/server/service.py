@@ -22,6 +22,7 @@ from convserve.server.scoring import Scoring, lowest_budget
 from convserve.wire import codec, convserve_pb2_grpc
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.description import description_to_message, summary_to_message
+from convserve.wire.reduction import reduction_from_message
 from convserve.wire.scene import LARGEST_SIDE
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         """Answer with one model's layers."""
         served = self._repository.model(request.model, request.version)
         async with self._admission.call():
-            return await self._admission.compute(context, _no_cancel, _describe, served)
+            return await self._admission.compute(context, _no_cancel, _describe, served, request.fingerprint)
 
     async def PlanMemory(
         self, request: pb.PlanMemoryRequest, context: grpc.aio.ServicerContext
@@ -188,10 +189,11 @@ def _summary(served: Served) -> pb.ModelSummary:
     )
 
 
-def _describe(served: Served) -> pb.DescribeModelResponse:
+def _describe(served: Served, fingerprint: bool) -> pb.DescribeModelResponse:
     model = served.model
     preprocess = None if model.preprocess is None else model.preprocess.to_dict()
-    return description_to_message(_summary(served), model.describe().to_dict(), preprocess)
+    known = model.fingerprint if fingerprint else None
+    return description_to_message(_summary(served), model.describe().to_dict(), preprocess, known)
 
 
 def _plan(served: Served, request: pb.PlanMemoryRequest) -> pb.PlanMemoryResponse:
@@ -202,6 +204,8 @@ def _plan(served: Served, request: pb.PlanMemoryRequest) -> pb.PlanMemoryRespons
         batch=request.batch or 1,
         memory_budget=lowest_budget(request.memory_budget, model.memory_budget),
         hold_scores=request.hold_scores,
+        classes=codec.classes_from_message(request.classes),
+        reduce=reduction_from_message(request.reduction) if request.HasField("reduction") else None,
     )
     if plan.total_bytes >= 1 << 63:
         raise MemoryBudgetError(f"a run over {request.height}x{request.width} pixels takes {plan.total_bytes} bytes")

@@ -43,11 +43,15 @@ def summary_from_message(message: pb.ModelSummary) -> dict[str, Any]:
 
 
 def description_to_message(
-    summary: pb.ModelSummary, description: Mapping[str, Any], preprocess: Mapping[str, Any] | None
+    summary: pb.ModelSummary,
+    description: Mapping[str, Any],
+    preprocess: Mapping[str, Any] | None,
+    fingerprint: str | None = None,
 ) -> pb.DescribeModelResponse:
     """Return the message of what Description.to_dict and Preprocess.to_dict give."""
     return pb.DescribeModelResponse(
         summary=summary,
+        fingerprint=fingerprint,
         preprocessing=None if preprocess is None else _preprocessing_to_message(preprocess),
         output_stride=_extent(description["output_stride"]),
         receptive_field=_extent(description["receptive_field"]),
@@ -57,7 +61,7 @@ def description_to_message(
 
 
 def description_from_message(message: pb.DescribeModelResponse) -> dict[str, Any]:
-    """Return the summary's entries, those of Description.to_dict, and "preprocess" (a dict or None).
+    """Return the summary's entries, those of Description.to_dict, "preprocess" and "fingerprint", None if not known.
 
     A preprocessing that has a mean for each pixel comes with "mean_image": True and without the mean.
     """
@@ -66,6 +70,7 @@ def description_from_message(message: pb.DescribeModelResponse) -> dict[str, Any
     return {
         **summary,
         "network": summary["name"],
+        "fingerprint": message.fingerprint or None,
         **{name: getattr(message, name) for name in _FIELDS},
         "output_stride": _pair(message.output_stride),
         "receptive_field": _pair(message.receptive_field),
