@@ -27,6 +27,7 @@ VALUES = {
     "log_calls": ("1", "off", "some"),
     "max_message": ("1MiB", "4096", "12"),
     "max_image": ("1GiB", "4096", "many"),
+    "workers": ("1", "256", "1000000"),
     "max_running": ("1", "256", "0"),
     "max_waiting": ("0", "9", "-1"),
     "stall_timeout": ("0.5", "3", "nan"),

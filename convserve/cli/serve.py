@@ -1,7 +1,8 @@
 """convserve serve: answer for networks over gRPC."""
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from convserve.server.options import OPTIONS, PREFIX, Option, document, resolve
 
 if TYPE_CHECKING:
     from convserve.model import Model
+    from convserve.server.worker import Worker
 
-__all__ = ["register", "run"]
+__all__ = ["register", "run", "serve_networks"]
+
+_WORKER = "convserve.cli.serve_worker"
 
 
 def register(commands: Any) -> None:
@@ -71,16 +75,66 @@ def run(args: argparse.Namespace) -> None:
         else:
             print(document(settings))
         return
-    _serve(args, {name: one.value for name, one in settings.items()})
+    options = {name: one.value for name, one in settings.items()}
+    nets = args.nets or ([] if options["repository"] else [str(BUNDLED)])
+
+    def tell(address: str, models: list[str]) -> None:
+        if args.json:
+            print_json({"address": address, "models": models})
+        else:
+            print(f"listening on {address} with {', '.join(models) or 'no model yet'}", flush=True)
+
+    if options["workers"] == 1:
+        serve_networks(nets, options, on_start=tell)
+    else:
+        _supervise(nets, options, on_start=tell)
 
 
-def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
-    from convserve.server import Access, Certificates, Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
+def _set_up_log(options: Mapping[str, Any], worker: int | None) -> None:
     from convserve.server.call_log import set_up_logging
 
     log_calls = options["log_calls"]
     is_json = options["log_format"] == "json"
-    set_up_logging(log_format=options["log_format"], log_calls=is_json if log_calls is None else log_calls)
+    set_up_logging(
+        log_format=options["log_format"], log_calls=is_json if log_calls is None else log_calls, worker=worker
+    )
+
+
+def _supervise(nets: Sequence[str], options: dict[str, Any], *, on_start: Callable[[str, list[str]], None]) -> None:
+    import asyncio
+
+    from convserve.server.supervisor import Supervisor, divided
+
+    _set_up_log(options, None)
+    count = options["workers"]
+    supervisor = Supervisor(
+        # modules come from where this process has them, not from whatever folder it happens to be in
+        [sys.executable, "-P", "-m", _WORKER],
+        {"nets": list(nets), "options": divided(options, count)},
+        count=count,
+        host=options["host"],
+        port=options["port"],
+        grace_s=options["grace"],
+        poll_s=options["poll"],
+    )
+    asyncio.run(supervisor.run(on_start))
+
+
+def serve_networks(
+    nets: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    on_start: Callable[[str, list[str]], None] | None = None,
+    worker: "Worker | None" = None,
+) -> None:
+    """Load networks and serve them with a value for each of OPTIONS, until SIGTERM or SIGINT.
+
+    on_start: called with host:port and the models' names once the server listens. worker: one of several, which listens
+    when its supervisor says so.
+    """
+    from convserve.server import Access, Certificates, Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
+
+    _set_up_log(options, None if worker is None else worker.number)
     limits = Limits(
         message_bytes=options["max_message"],
         image_bytes=options["max_image"],
@@ -100,7 +154,7 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
     access = None if options["tokens"] is None else Access(options["tokens"])
     load_options = {name: options[name] for name in ("fit", "threads", "memory_budget", "cache", "evict_weights")}
     models: dict[str, Model] = {}
-    for text in args.nets or ([] if options["repository"] else [str(BUNDLED)]):
+    for text in nets:
         name, path = _name_and_path(text)
         if name in models:
             raise InputError(f"two networks are called {name!r}; give one another name: NAME={path}")
@@ -108,26 +162,26 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> None:
         if options["warm_up"]:
             warm_up(models[name])
 
-    def tell(address: str) -> None:
-        if args.json:
-            print_json({"address": address, "models": repository.known})
-        else:
-            print(f"listening on {address} with {', '.join(repository.known) or 'no model yet'}", flush=True)
-
     folder = None
     if options["repository"]:
         folder = ModelFolder(options["repository"], ModelConfig(warm_up=options["warm_up"], **load_options))
-    repository = Repository(models, folder)
+    repository = Repository(models, folder) if worker is None else worker.repository(models, folder)
+
+    def tell(address: str) -> None:
+        if on_start is not None:
+            on_start(address, repository.known)
+
     serve(
         repository,
         host=options["host"],
         port=options["port"],
         limits=limits,
         grace_s=options["grace"],
-        poll_s=options["poll"],
+        poll_s=options["poll"] if worker is None else None,
         certificates=certificates,
         access=access,
         on_start=tell,
+        worker=worker,
     )
 
 

@@ -36,20 +36,24 @@ def log_call(*, method: str, status: str, seconds: float, peer: str, client: str
     _calls.info("%s %s in %.3f s", method, status, seconds, extra=fields)
 
 
-def set_up_logging(*, log_format: str, log_calls: bool) -> None:
-    """Write this process's log to stderr, as "text" or as "json", an object a line; log_calls: with a line a call."""
+def set_up_logging(*, log_format: str, log_calls: bool, worker: int | None = None) -> None:
+    """Write this process's log to stderr, as "text" or as "json", an object a line; log_calls: with a line a call.
+
+    worker: the number that every line then has.
+    """
     handler = logging.StreamHandler()
-    handler.addFilter(_with_request_id)
+
+    def with_facts(record: logging.LogRecord) -> bool:
+        record.request_id, record.worker = REQUEST_ID.get(), worker or ""
+        return True
+
+    handler.addFilter(with_facts)
+    said = "" if worker is None else f"worker {worker}: "
     handler.setFormatter(
-        _JsonLines() if log_format == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        _JsonLines() if log_format == "json" else _Text(f"%(asctime)s %(levelname)s %(name)s: {said}%(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     _calls.setLevel(logging.INFO if log_calls else logging.WARNING)
-
-
-def _with_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = REQUEST_ID.get()
-    return True
 
 
 class _Text(logging.Formatter):
@@ -68,7 +72,7 @@ class _JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("request_id", *_CALL_FIELDS):
+        for name in ("worker", "request_id", *_CALL_FIELDS):
             value = getattr(record, name, "")
             if value != "":
                 line[name] = value

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from convserve.errors import ConvserveError, InputError, ModelNotFoundError, RunCancelled, ServerBusy, ServerUnavailable
+from convserve.errors import ConvserveError, InputError, RunCancelled, ServerBusy, ServerUnavailable
 from convserve.server.inference import Inference
 from convserve.server.limits import Limits
 from convserve.server.model_facts import config_of, index_of, metadata_of, server_metadata, statistics_of
@@ -57,11 +57,7 @@ class OpenInferenceService:
 
     async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         """Answer whether there is such a model."""
-        try:
-            self._repository.model(request.name, request.version)
-        except (ModelNotFoundError, ServerUnavailable):
-            return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=True)
+        return oip.ModelReadyResponse(ready=self._repository.is_ready(request.name, request.version))
 
     async def ServerMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         """Answer with the server's name, version and extensions."""

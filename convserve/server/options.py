@@ -165,6 +165,13 @@ OPTIONS: dict[str, Option] = {
         Option("log_calls", _flag, None, "one line a call in the log; unset: with log_format json"),
         Option("max_message", _bytes(*map(int, RANGES["message_bytes"])), 64 << 20, "longest message", "BYTES"),
         Option("max_image", _bytes(*map(int, RANGES["image_bytes"])), 256 << 20, "longest image file", "BYTES"),
+        Option(
+            "workers",
+            _number(int, 1, 256),
+            1,
+            "processes that serve on the one port, with the weights once in memory and the processors divided",
+            "N",
+        ),
         Option("max_running", _limit("max_running", int), 4, "runs that compute at the same time", "N"),
         Option(
             "max_waiting",

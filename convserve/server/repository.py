@@ -23,9 +23,12 @@ from convserve.server.model_folder import Candidate, ModelFolder, is_model_name
 if TYPE_CHECKING:
     from convserve.model import Model
 
-__all__ = ["LOADING", "READY", "UNAVAILABLE", "ModelState", "Repository", "Served", "warm_up"]
+__all__ = ["LOADING", "READY", "SETTLED_S", "UNAVAILABLE", "ModelState", "Repository", "Served", "warm_up"]
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+
+SETTLED_S = 2.0
+"""A poll leaves alone files that were written to less than so many seconds ago: they may not be whole yet."""
 
 _log = logging.getLogger("convserve.server")
 
@@ -101,12 +104,16 @@ class Repository:
         self._replacing = threading.RLock()
         self._unloaded: set[str] = set()
         self._listeners: list[Callable[[], None]] = []
-        self.complete = folder is None
-        """Whether every model was tried once."""
+        self._tried = folder is None
         for name in folder.names() if folder is not None else ():
             self._table[name] = {}
 
     # ---- what is there
+
+    @property
+    def complete(self) -> bool:
+        """Whether every model was tried once."""
+        return self._tried
 
     @property
     def names(self) -> list[str]:
@@ -121,7 +128,7 @@ class Repository:
 
     def index(self) -> list[ModelState]:
         """Return every version of every model, the newest first; version "" where no version is known."""
-        table, complete = self._table, self.complete
+        table, complete = self._table, self._tried
         found = []
         for name, versions in table.items():
             if not versions:
@@ -168,6 +175,14 @@ class Repository:
             raise ModelNotFoundError(f"there is no version {version} of the model {name!r}; there is: {there}")
         raise ModelNotFoundError(f"{wanted} is not loaded")
 
+    def is_ready(self, name: str, version: str = "") -> bool:
+        """Return whether model() gives one of this name and version; InputError for a version that is none."""
+        try:
+            self.model(name, version)
+        except (ModelNotFoundError, ServerUnavailable):
+            return False
+        return True
+
     def _watched(self, model: "Model") -> "Model":
         # a run that finds its file changed says so at once, and not only to the request that it was for
         if model.storage is not None and model.storage.mapping is not None:
@@ -183,7 +198,7 @@ class Repository:
                     _log.error("model %s, version %d: %s", name, number, reason)
 
     def _is_coming(self, versions: dict[int, _Version]) -> bool:
-        return any(one.loading for one in versions.values()) or not (versions or self.complete)
+        return any(one.loading for one in versions.values()) or not (versions or self._tried)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call listener, on whatever thread, whenever names, versions or states have changed."""
@@ -244,8 +259,8 @@ class Repository:
                     _log.info("model %s: gone", name)
                 if gone:
                     _give_back()
-            if not self.complete:
-                self.complete = True
+            if not self._tried:
+                self._tried = True
                 self._tell()
 
     def _put(self, name: str, versions: dict[int, _Version] | None) -> None:

@@ -19,11 +19,12 @@ from convserve.server.inference import Inference
 from convserve.server.interceptors import ErrorInterceptor
 from convserve.server.limits import Limits
 from convserve.server.open_inference import OpenInferenceService, add_open_inference
-from convserve.server.repository import Repository
+from convserve.server.repository import SETTLED_S, Repository
 from convserve.server.service import ConvserveService
 from convserve.server.standard import CONVSERVE, Health, add_reflection
 from convserve.server.statistics import Statistics
 from convserve.server.tls import Certificates
+from convserve.server.worker import Worker
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
 from convserve.wire.open_inference import OPEN_INFERENCE
 
@@ -34,9 +35,6 @@ _LIGHT_CALLS = 256
 _LAST_WORDS_S = 0.2
 
 _log = logging.getLogger("convserve.server")
-
-SETTLED_S = 2.0
-"""A poll leaves alone files that were written to less than so many seconds ago: they may not be whole yet."""
 
 
 class Server:
@@ -53,11 +51,13 @@ class Server:
         poll_s: float | None = None,
         certificates: Certificates | None = None,
         access: Access | None = None,
+        shares_port: bool = False,
     ) -> None:
         """Prepare a server on host:port; port 0 takes a free one.
 
         on_rest: called when work has ended for a while. poll_s: seconds between looks at the repository's folder.
-        certificates: to speak TLS, None for plain text. access: who may call, None for everybody.
+        certificates: to speak TLS, None for plain text. access: who may call, None for everybody. shares_port: other
+        processes listen there as well, and the system shares connections among them.
         """
         if not 0 <= port <= 65535:
             raise InputError(f"port is {port}; allowed: 0 to 65535")
@@ -78,6 +78,7 @@ class Server:
         self._certificates, self._access = certificates, access
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
+        self._shares_port = shares_port
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
         """host:port that the server listens on, known after start()."""
@@ -89,7 +90,7 @@ class Server:
             interceptors=[self._interceptor],
             options=[
                 # without so_reuseport=0 two servers would share a port without a word
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.max_receive_message_length", self._limits.message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", most_calls),
@@ -133,9 +134,13 @@ class Server:
 
     def reload(self) -> None:
         """Read the tokens again, and begin to bring every model to what the repository has by now; returns at once."""
+        self.reload_access()
+        self._refresh()
+
+    def reload_access(self) -> None:
+        """Read the tokens again, if there are any."""
         if self._access is not None:
             self._access.reload()
-        self._refresh()
 
     def _refresh(self) -> None:
         self._keep(asyncio.to_thread(self._repository.refresh))
@@ -184,10 +189,12 @@ def serve(
     certificates: Certificates | None = None,
     access: Access | None = None,
     on_start: Callable[[str], None] = print,
+    worker: Worker | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads repository and tokens again.
 
-    on_start is called with host:port once it listens; the models of a folder are loaded after that.
+    on_start is called with host:port once it listens; the models of a folder are loaded after that. worker: one of
+    several that share the port; its supervisor says when to listen, what to read again, and handles SIGINT and SIGHUP.
 
     The process is the server's: its C heap is set up to give back what it does not use.
     """
@@ -204,8 +211,9 @@ def serve(
         poll_s=poll_s,
         certificates=certificates,
         access=access,
+        shares_port=worker is not None,
     )
-    asyncio.run(_serve(server, grace_s, on_start))
+    asyncio.run(_serve(server, grace_s, on_start, worker))
 
 
 def _is_loopback(host: str) -> bool:
@@ -215,13 +223,18 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(server: Server, grace_s: float, on_start: Callable[[str], None]) -> None:
+async def _serve(
+    server: Server, grace_s: float, on_start: Callable[[str], None], worker: Worker | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    address = await server.start()
-    loop.add_signal_handler(signal.SIGHUP, server.reload)
-    on_start(address)
-    await stop.wait()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    if worker is not None:
+        await worker.follow(server, stop)
+    else:
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+        address = await server.start()
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
+        on_start(address)
+        await stop.wait()
     await server.drain(grace_s)
