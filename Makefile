@@ -42,10 +42,10 @@ bench: build $(VENV)/with-bench ## time all networks beside ONNX Runtime and Ope
 bench-memory: build $(VENV)/with-bench ## measure what runs, maps and servers take, beside the same; MEMORY='--short'
 	$(PY) -m benchmarks.memory --json bench-out/memory.json $(MEMORY)
 
-bench-dense: build $(VENV)/with-bench ## time score maps against crops, other strides and the same; DENSE='--cases ways'
+bench-dense: build $(VENV)/with-bench ## score maps against crops, other strides, the same, and huge scenes; DENSE='--cases ways'
 	$(PY) -m benchmarks.dense --json bench-out/dense.json $(DENSE)
 
-bench-scenes: build $(VENV)/with-scenes ## score 16384x16384 pixels by rows, here and through a server; SCENES='--side 4096'
+bench-scenes: build $(VENV)/with-bench ## score 16384x16384 pixels by rows, here and through a server; SCENES='--side 4096'
 	$(PY) -m benchmarks.scenes $(SCENES)
 
 bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--short'

@@ -1,4 +1,4 @@
-"""python -m benchmarks.dense: score maps against crops, à trous against shifted passes, maps against the peers."""
+"""python -m benchmarks.dense: score maps against crops, other strides, maps against the peers, scenes by rows."""
 
 import argparse
 import json
@@ -20,6 +20,7 @@ from benchmarks.measure import compare, statistics_of
 from benchmarks.memory import Networks
 from benchmarks.process import EngineProcess
 from benchmarks.residency import Sampler
+from benchmarks.scenes import make_scene, measure, measure_served
 from benchmarks.summary import machine_text
 from convserve.cli.arguments import count
 from convserve.loading import build
@@ -33,6 +34,8 @@ PREDICTED_SHARE = 0.9
 """Of the ratio that a plan predicts, what has to be measured."""
 MEMORY_SHARE = 15
 """How many times less anonymous memory than the fastest peer."""
+SCENE_BYTES = 300 << 20
+"""What a process may take that scores a scene."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +165,22 @@ def _peak(engine: str, path: Path, threads: int, shape: tuple[int, ...]) -> int:
         return int(sampler.peak_bytes)
 
 
-_MEASURES = {"crops": _against_crops, "ways": _ways, "peers": _against_peers}
+def _scene(case: DenseCase, engines: list[str], threads: int, networks: Networks, folder: Path) -> Iterator[Row]:
+    path = folder / "scene.tif"
+    make_scene(path, case.size)
+    found = measure(case.network, path, folder / "map.zarr")
+    served = measure_served(case.network, path, folder / "served.zarr")
+    for what, one, key in (
+        ("one process", found, "peak_anonymous_bytes"),
+        ("a server", served, "server_peak_anonymous_bytes"),
+        ("its client", served, "peak_anonymous_bytes"),
+    ):
+        taken = {"first": {"best_ms": 1000 * one["seconds"]}, "peak_bytes": one[key]}
+        figure = SCENE_BYTES / one[key]
+        yield _judged(f"{what}: 300 MiB / {one[key] / (1 << 20):.1f} MiB", figure, case.least, **taken)
+
+
+_MEASURES = {"crops": _against_crops, "ways": _ways, "peers": _against_peers, "scene": _scene}
 
 
 def dense_table(document: Row) -> Table:

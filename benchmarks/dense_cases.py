@@ -1,4 +1,4 @@
-"""What the dense benchmark measures: maps against crops, à trous against shifted passes, maps against the peers."""
+"""What the dense benchmark measures: maps against crops, other strides, maps against the peers, scenes by rows."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ class DenseCase:
     """One comparison over a square image of so many pixels; the figure has to reach `least`, None: is only shown.
 
     kind: "crops" (the map against batches of `batch` crops), "ways" (à trous against shifted passes at `stride`, whose
-    figure is also held against what the plan predicts) or "peers" (the map against the same network as a peer runs it).
+    figure is also held against what the plan predicts), "peers" (the map against the same network as a peer runs it) or
+    "scene" (from a tiled TIFF to Zarr with the best 5: how often the anonymous memory of a process goes into 300 MiB).
     """
 
     key: str
@@ -44,9 +45,11 @@ FULL = (
     DenseCase("ways-vgg16", "VGG-16 at stride 8", "ways", "vgg16", 512, stride=8, runs=1),
     DenseCase("peers-1024", "VGG-16 at 1024 against the peers", "peers", "vgg16", 1024, 1.6),
     DenseCase("peers-2048", "VGG-16 at 2048 against the peers", "peers", "vgg16", 2048, 1.6, runs=3),
+    DenseCase("scene", "AlexNet over 16384x16384, from TIFF to Zarr", "scene", "alexnet", 16384, 1.0),
 )
 SHORT = (
     DenseCase("crops", "a small network against its crops", "crops", SMALL, 64, 1.0, batch=9, runs=2),
     DenseCase("ways", "a small network at a quarter of its stride", "ways", SMALL, 64, stride=1, runs=2),
     DenseCase("peers", "VGG-16 at 256 against the peers", "peers", "vgg16", 256, runs=1),
+    DenseCase("scene", "LeNet over 1024x1024, from TIFF to Zarr", "scene", "lenet", 1024),
 )

@@ -5,11 +5,14 @@ Prints {"planned", "measured", "baseline", "peak", "after", "samples"} as JSON, 
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import tifffile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,6 +23,7 @@ from benchmarks.residency import Sampler, anonymous_bytes
 from convserve.results import RunReport
 
 WIDE = 3000
+DIGITS = Path(convserve.__file__).parent / "bundled" / "digits.convserve"
 
 
 def small_vgg() -> convserve.Model:
@@ -74,14 +78,31 @@ def stream(model: convserve.Model) -> Callable[[], RunReport]:
     return run
 
 
+def scene(model: convserve.Model, height: int) -> Callable[[], RunReport]:
+    folder = Path(tempfile.mkdtemp())
+    tifffile.imwrite(folder / "scene.tif", image(height, WIDE), tile=(64, 64), compression="zlib")
+
+    def run() -> RunReport:
+        kept = convserve.Reduction(top=3)
+        try:
+            return model.score_map(folder / "scene.tif", output=folder / "map.npy", reduce=kept, stride=8).report
+        finally:
+            shutil.rmtree(folder)
+
+    return run
+
+
 KINDS = {kind.__name__: kind for kind in (classify, batch, score_map, budget, shifted, stream)}
+KINDS |= {"low_scene": lambda model: scene(model, 400), "high_scene": lambda model: scene(model, 1600)}
 
 
 def main(kind: str) -> None:
-    model = small_vgg()
+    model = convserve.load(DIGITS, threads=2) if "scene" in kind else small_vgg()
     # threads, imports and plans for the window are there before
-    model.run(np.zeros((1, 3, 64, 64), np.float32))
+    model.run(np.zeros((1, model.graph.input_volume.channels, *(model.window or ())), np.float32))
     model.score_map(image(64, 96))
+    if "scene" in kind:
+        scene(model, 100)()
     run = KINDS[kind](model)
     with Sampler() as sampler:
         report = run()

@@ -21,7 +21,11 @@ KINDS = ("classify", "batch", "score_map", "budget", "shifted", "stream")
 
 @pytest.fixture(scope="module", params=KINDS)
 def found(request: pytest.FixtureRequest) -> dict[str, int]:
-    command = [sys.executable, "tests/peak_worker.py", request.param]
+    return sampled(request.param)
+
+
+def sampled(kind: str) -> dict[str, int]:
+    command = [sys.executable, "tests/peak_worker.py", kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     sizes: dict[str, int] = json.loads(done.stdout)
@@ -42,6 +46,14 @@ def test_the_sampler_sees_what_a_run_takes(found: dict[str, int]) -> None:
 
 def test_what_a_run_took_is_given_back(found: dict[str, int]) -> None:
     assert found["after"] <= found["baseline"] + SLACK
+
+
+def test_what_a_scene_takes_does_not_grow_with_its_height() -> None:
+    low, high = (sampled(kind) for kind in ("low_scene", "high_scene"))
+    assert low["planned"] == high["planned"]
+    # beside the plan a row of tiles, decoded and as gray
+    assert low["peak"] <= low["baseline"] + low["planned"] + 2 * SLACK
+    assert high["peak"] - high["baseline"] <= low["peak"] - low["baseline"] + SLACK
 
 
 # ---- the instruments
