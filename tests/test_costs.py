@@ -98,6 +98,24 @@ def test_a_file_that_cannot_be_read_is_named(home: Path) -> None:
         read_costs("avx512")
 
 
+def test_a_user_without_a_home_has_the_shipped_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    isa = dispatch.active()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert costs_in_use(isa) == shipped_table(isa)
+    with pytest.raises(FileNotFoundError, match="XDG_CONFIG_HOME"):
+        write_costs(shipped_table(isa))
+    assert main(["info"]) == 0
+    assert "Set XDG_CONFIG_HOME" in capsys.readouterr().out
+
+
 def test_caches_as_the_system_tells_them(tmp_path: Path) -> None:
     told = (("1", "Data", "32K"), ("1", "Instruction", "64K"), ("3", "Unified", "16M"))
     for index, (level, kind, size) in enumerate(told):

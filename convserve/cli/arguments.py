@@ -24,6 +24,7 @@ __all__ = [
     "add_parameters",
     "add_reduction",
     "add_run_options",
+    "add_tls",
     "add_where",
     "byte_count",
     "count",
@@ -31,6 +32,7 @@ __all__ = [
     "open_net",
     "reduction_of",
     "remote_client",
+    "seconds",
     "size_pair",
 ]
 
@@ -145,18 +147,23 @@ def add_where(parser: argparse.ArgumentParser, *, timeout: float = 30) -> None:
         "--timeout", type=float, default=timeout, metavar="S", help=f"with --server: seconds (default {said})"
     )
     parser.add_argument("--token", metavar="FILE", help="with --server: file that holds the token to send")
+    add_tls(parser, said="with --server: ")
+
+
+def add_tls(parser: argparse.ArgumentParser, *, said: str = "") -> None:
+    """Add --tls and --certificate, as clients take them. said: what their help begins with."""
     parser.add_argument(
         "--tls",
         nargs="?",
         const=True,
         metavar="ROOTS.pem",
-        help="with --server: encrypt; root certificates, by default the system's",
+        help=f"{said}encrypt; root certificates, by default the system's",
     )
     parser.add_argument(
         "--certificate",
         nargs=2,
         metavar=("CERT.pem", "KEY.pem"),
-        help="with --server and --tls: the client's own certificate and its key, where the server asks for one",
+        help=f"{said}with --tls: the client's own certificate and its key, where the server asks for one",
     )
 
 
@@ -249,6 +256,17 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds from 0 to a day."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to 86400")
+    return number
 
 
 def size_pair(text: str) -> tuple[int, int]:

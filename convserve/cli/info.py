@@ -62,11 +62,12 @@ def gather() -> dict[str, Any]:
         chosen = dispatch.active()
     except SettingError as error:
         problems.append(str(error))
-    costs: dict[str, Any] = {"file": str(stored_path()), "measured": None, "problem": None}
+    costs: dict[str, Any] = {"file": None, "measured": None, "problem": None}
     try:
+        costs["file"] = str(stored_path())
         stored = read_costs(chosen) if chosen else None
         costs["measured"] = stored.measured if stored else None
-    except SettingError as error:
+    except (SettingError, FileNotFoundError) as error:
         costs["problem"] = str(error)
     known = {f"CONVSERVE_{name}" for name in settings.SETTINGS}
     unknown = sorted(name for name in os.environ if name.startswith("CONVSERVE_") and name not in known)
@@ -106,8 +107,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
 
 
 def _text(found: dict[str, Any]) -> str:

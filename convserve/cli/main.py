@@ -14,6 +14,7 @@ __all__ = ["main"]
 # each command and the module of it; one that is asked for is imported alone, since others need more than it does
 _COMMANDS = {
     "serve": "serve",
+    "health": "health",
     "classify": "classify",
     "score-map": "score_map",
     "import": "import_net",

@@ -20,9 +20,15 @@ _told: set[str] = set()
 
 
 def stored_path() -> Path:
-    """Return where the measured table lies: $XDG_CONFIG_HOME/convserve/costs.json, by default below ~/.config."""
+    """Return where the measured table lies: $XDG_CONFIG_HOME/convserve/costs.json, by default below ~/.config.
+
+    Raises FileNotFoundError where neither is there: the users of many containers have no home.
+    """
     home = os.environ.get("XDG_CONFIG_HOME", "").strip()
-    return (Path(home) if home else Path.home() / ".config") / "convserve" / "costs.json"
+    try:
+        return (Path(home) if home else Path.home() / ".config") / "convserve" / "costs.json"
+    except RuntimeError as error:
+        raise FileNotFoundError(f"there is no place for a measured cost table: {error} Set XDG_CONFIG_HOME") from error
 
 
 def read_costs(isa: str, path: Path | None = None) -> CostTable | None:
@@ -30,8 +36,8 @@ def read_costs(isa: str, path: Path | None = None) -> CostTable | None:
 
     Raises SettingError, with the file and what is wrong, where it is damaged or was measured on another processor.
     """
-    path = path or stored_path()
     try:
+        path = path or stored_path()
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None

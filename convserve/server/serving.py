@@ -18,6 +18,7 @@ from convserve.server.heap import keep_heap_small, trim_heap
 from convserve.server.inference import Inference
 from convserve.server.interceptors import ErrorInterceptor
 from convserve.server.limits import Limits
+from convserve.server.notify import notify_ready
 from convserve.server.open_inference import OpenInferenceService, add_open_inference
 from convserve.server.repository import SETTLED_S, Repository
 from convserve.server.service import ConvserveService
@@ -48,6 +49,7 @@ class Server:
         port: int = 8500,
         limits: Limits | None = None,
         on_rest: Callable[[], None] | None = None,
+        on_ready: Callable[[], None] | None = None,
         poll_s: float | None = None,
         certificates: Certificates | None = None,
         access: Access | None = None,
@@ -55,9 +57,10 @@ class Server:
     ) -> None:
         """Prepare a server on host:port; port 0 takes a free one.
 
-        on_rest: called when work has ended for a while. poll_s: seconds between looks at the repository's folder.
-        certificates: to speak TLS, None for plain text. access: who may call, None for everybody. shares_port: other
-        processes listen there as well, and the system shares connections among them.
+        on_rest: called when work has ended for a while. on_ready: called once, when every model was tried.
+        poll_s: seconds between looks at the repository's folder. certificates: to speak TLS, None for plain text.
+        access: who may call, None for everybody. shares_port: other processes listen there as well, and the system
+        shares connections among them.
         """
         if not 0 <= port <= 65535:
             raise InputError(f"port is {port}; allowed: 0 to 65535")
@@ -75,7 +78,7 @@ class Server:
         inference = Inference(repository, self._admission, batcher, self._limits, Statistics())
         self._open_inference = OpenInferenceService(inference, self._limits)
         self._interceptor = ErrorInterceptor(access)
-        self._certificates, self._access = certificates, access
+        self._certificates, self._access, self._on_ready = certificates, access, on_ready
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
         self._shares_port = shares_port
@@ -122,10 +125,10 @@ class Server:
         def listener() -> None:
             # a model may become ready when the loop has ended already
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._tell_health)
+                loop.call_soon_threadsafe(lambda: self._keep(self._tell_health()))
 
         self._repository.listen(listener)
-        await self._health.tell()
+        await self._tell_health()
         if not self._repository.complete:
             self._refresh()
         if self._poll_s is not None:
@@ -150,8 +153,11 @@ class Server:
             await asyncio.sleep(seconds)
             await asyncio.to_thread(self._repository.refresh, settled_s=SETTLED_S)
 
-    def _tell_health(self) -> None:
-        self._keep(self._health.tell())
+    async def _tell_health(self) -> None:
+        await self._health.tell()
+        if self._repository.complete and self._on_ready is not None:
+            on_ready, self._on_ready = self._on_ready, None
+            on_ready()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -193,8 +199,9 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads repository and tokens again.
 
-    on_start is called with host:port once it listens; the models of a folder are loaded after that. worker: one of
-    several that share the port; its supervisor says when to listen, what to read again, and handles SIGINT and SIGHUP.
+    on_start is called with host:port once it listens; the models of a folder are loaded after that, and then a service
+    manager is told that the server is ready (NOTIFY_SOCKET). worker: one of several that share the port; its supervisor
+    says when to listen, what to read again, and handles SIGINT and SIGHUP.
 
     The process is the server's: its C heap is set up to give back what it does not use.
     """
@@ -208,6 +215,7 @@ def serve(
         port=port,
         limits=limits,
         on_rest=trim_heap,
+        on_ready=notify_ready,
         poll_s=poll_s,
         certificates=certificates,
         access=access,
