@@ -151,7 +151,7 @@ def _layouts(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
     height, width = model.window or (1, 1)
     volume = model.graph.input_volume
     x = np.random.default_rng(1).standard_normal((1, height, width, volume.channels), np.float32)
-    engine = model._engine((model.graph.outputs[0].name,))
+    engine = model.engine(model.graph.outputs[0].name)
     default = engine.executor(height, width)
     count = len(default.plan.program.operations)
     cuts = sorted({1, *range(0, count, max(1, count // 4)), count})

@@ -96,12 +96,12 @@ class Model:
         """Digits that are the same for the same operations, weights and preprocessing, here and on a server."""
         return fingerprint(self.graph, None if self.preprocess is None else self.preprocess.to_dict())
 
-    def _engine(self, outputs: tuple[str, ...], *, scores: str = "raw") -> Engine:
-        # an engine computes only what these outputs need; "softmax" and "logits" are of one output
-        key = scores, outputs
+    def engine(self, *outputs: str, scores: str = "raw") -> Engine:
+        """Return what computes these outputs alone, default all; scores "softmax" and "logits" are of one output."""
+        key = scores, outputs or tuple(output.name for output in self.graph.outputs)
         if key not in self._engines:
             endings = {"raw": lambda graph: graph, "softmax": with_softmax, "logits": before_softmax}
-            graph = endings[scores](self.graph.showing([self._output(name) for name in outputs]))
+            graph = endings[scores](self.graph.showing([self._output(name) for name in key[1]]))
             self._engines[key] = Engine(graph, **self._options)
         return self._engines[key]
 
@@ -137,16 +137,14 @@ class Model:
         x may also be a list of what prepare gives. Another thread may end the run by cancellation: RunCancelled.
         """
         meter = Meter()
-        every = tuple(output.name for output in self.graph.outputs)
-        names = every if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
-        engine = self._engine(names)
+        engine = self.engine(*([outputs] if isinstance(outputs, str) else outputs or ()))
         budget = parse_budget(memory_budget)
         rows = self._inputs.batch(x) if isinstance(x, list) else tensor_rows(x, self.graph.input_volume)
         if rows is None:
             raise ShapeError("there are 0 images; a run has at least 1")
         found = engine.run(rows, cancellation=cancellation, meter=meter, memory_budget=budget)
         results = {output.name: output.shaped(found[output.name]) for output in engine.graph.outputs}
-        return (results[names[0]] if len(names) == 1 else results), meter.report()
+        return (results if len(results) > 1 else next(iter(results.values()))), meter.report()
 
     # ---- images in, predictions out
 
@@ -178,20 +176,16 @@ class Model:
         meter = Meter()
         every = [cast(ImageSource, images)] if several is None else several
         averaging = Averaging(scales=scales, flip=flip, average=average)
-        options: dict[str, Any] = {
-            "cancellation": cancellation or Cancellation(),
-            "meter": meter,
-            "memory_budget": parse_budget(memory_budget),
-        }
-        name, held = self.graph.outputs[0].name, 0
-        scores: Iterable[np.ndarray]
+        options: dict[str, Any] = {"cancellation": cancellation or Cancellation(), "meter": meter}
+        options["memory_budget"] = parse_budget(memory_budget)
+        name, held, scores = self.graph.outputs[0].name, 0, cast(Iterable[np.ndarray], [])
         if averaging.asked:
-            engine = self._engine((name,), scores=averaging.scores)
+            engine = self.engine(name, scores=averaging.scores)
             forms = (self._inputs.passes(image, averaging) for image in cast(list[ImageSource], every))
             scores, held = dense.mean_scores(engine, forms, ending=final_softmax(self.graph), **options)
         else:
             rows = self._inputs.batch([self.prepare(image) for image in every])
-            scores = [] if rows is None else self._engine((name,)).run(rows, **options)[name].reshape(rows.count, -1)
+            scores = [] if rows is None else self.engine(name).run(rows, **options)[name].reshape(rows.count, -1)
         results: list[Predictions] = []
         for one in scores:
             order = np.argsort(-one, kind="stable")[:top]
@@ -244,7 +238,7 @@ class Model:
             return write_map(self, image, output, options={**ways, "classes": classes}, **told)
         if resume:
             raise InputError("resume goes on with a map on disk; give output=, a path that ends in .zarr for one")
-        engine = self._engine((str(output or names[0]),), scores=reduce.scores)
+        engine = self.engine(str(output or names[0]), scores=reduce.scores)
         chosen, labels = self._class_indices(engine, classes)
         kept: Any = {"reduce": reduce, "progress": progress, "memory_budget": parse_budget(memory_budget)}
         return dense.score_map(engine, self._inputs.whole(image), classes=chosen, labels=labels, **ways, **kept)
@@ -266,7 +260,7 @@ class Model:
 
         scores: "raw" or "softmax", as Reduction(scores=) tells; its apply() makes the rest of it of each block.
         """
-        engine = self._engine((output or self.graph.outputs[0].name,), scores=scores)
+        engine = self.engine(output or self.graph.outputs[0].name, scores=scores)
         chosen, labels = self._class_indices(engine, classes)
         rows, budget = self._inputs.whole(image), parse_budget(memory_budget)
         way = dense.choose_way(
@@ -292,7 +286,7 @@ class Model:
         dtype: "uint8" rows are preprocessed, "float32" ones are taken as they are. scores: as for score_stream.
         The rest is as for score_map.
         """
-        engine = self._engine((output or self.graph.outputs[0].name,), scores=scores)
+        engine = self.engine(output or self.graph.outputs[0].name, scores=scores)
         chosen, labels = self._class_indices(engine, classes)
         if dtype not in ("uint8", "float32"):
             raise InputError(f"dtype is {dtype!r}; allowed: uint8, float32")
@@ -326,10 +320,10 @@ class Model:
         if isinstance(rows, RowSource):
             width, rows = rows.width, rows.pieces(self.graph.input_volume.channels)
         options: Any = {"stride": stride, "classes": classes, "method": method, "edge": edge, "output": output}
+        options |= {"memory_budget": memory_budget, "scores": kept.scores}
 
         def opened(dtype: str) -> RowStream | MergedRows:
-            kinds: Any = {"dtype": dtype, "scores": kept.scores, "memory_budget": memory_budget}
-            return self.row_stream(cast(int, width), **kinds, **options)
+            return self.row_stream(cast(int, width), dtype=dtype, **options)
 
         return dense.streamed(rows, opened, None if reduce is None else kept)
 
@@ -360,7 +354,7 @@ class Model:
         budget = parse_budget(memory_budget) or self.memory_budget or settings.get("MEMORY_BUDGET")
         if budget is None:
             raise InputError('there is no memory budget to fill; give memory_budget=, such as "64MiB"')
-        engine = self._engine((self.graph.outputs[0].name,))
+        engine = self.engine(self.graph.outputs[0].name)
         return dense.capacity(engine.graph, window=self.describe().window, budget_bytes=budget)
 
     def plan(
@@ -385,16 +379,20 @@ class Model:
                 raise InputError(f"{what} is {size!r}; it must be a whole number from 1")
         budget, kept = parse_budget(memory_budget), checked_reduction(reduce)
         if (self.window != (height, width) and self.window is not None) or classes is not None or kept != Reduction():
-            engine = self._engine((self.graph.outputs[0].name,), scores=kept.scores)
+            engine = self.engine(self.graph.outputs[0].name, scores=kept.scores)
             chosen, _ = self._class_indices(engine, classes)
             hold: Any = {"hold": kept if hold_scores else None, "classes": chosen}
             return dense.plan_map(engine, height, width, images=batch, memory_budget=budget, layout=layout, **hold)
         volumes = infer_volumes(self.graph, height, width)
         held = sum(volumes[output.tensor].values for output in self.graph.outputs) * 4 * batch * hold_scores
         options: dict[str, Any] = {"score_bytes": held, "layout": layout, "memory_budget": budget}
-        engine = self._engine(tuple(output.name for output in self.graph.outputs))
-        return engine.executor(height, width, images=batch, **options).plan
+        return self.engine().executor(height, width, images=batch, **options).plan
+
+    def release_idle(self) -> None:
+        """Give the memory that is kept for coming runs back to the system."""
+        for engine in list(self._engines.values()):
+            engine.release_idle()
 
     def plan_ways(self, height: int, width: int, **options: Any) -> list[dense.WayPlan]:
         """Return what each way to a score map at a stride is predicted to take, as dense.plan_ways tells."""
-        return dense.plan_ways(self._engine((self.graph.outputs[0].name,)), height, width, **options)
+        return dense.plan_ways(self.engine(self.graph.outputs[0].name), height, width, **options)

@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,9 @@ def test_a_picture_of_the_callers_stays_as_it_is() -> None:
     assert decode(opened).shape == (64, 96, 3)
 
 
+CALL = SimpleNamespace(time_remaining=lambda: None)
+
+
 def test_rest_comes_once_after_the_last_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "REST_S", 0.05)
     rests: list[int] = []
@@ -65,12 +69,12 @@ def test_rest_comes_once_after_the_last_call(monkeypatch: pytest.MonkeyPatch) ->
     async def work() -> None:
         queue = Admission(max_running=1, max_waiting=4, on_rest=lambda: rests.append(queue.calls))
         for _ in range(3):
-            async with queue.call(), queue.call():
+            async with queue.call(CALL), queue.call(CALL):
                 await asyncio.sleep(0.01)
         assert rests == []
         await asyncio.sleep(0.2)
         assert rests == [0]
-        async with queue.call():
+        async with queue.call(CALL):
             await asyncio.sleep(0.2)
             assert rests == [0]
         await asyncio.sleep(0.2)

@@ -116,7 +116,7 @@ def test_sigterm_lets_a_map_in_work_end_and_refuses_new_calls() -> None:
 
 def test_the_streamed_map_has_the_local_bits_with_other_threads_and_budget() -> None:
     local = convserve.load(BUNDLED / "digits.convserve").score_map(PAGE)
-    for options in (["--threads", "1"], ["--threads", "3"], ["--memory-budget", "300KiB"]):
+    for options in (["--threads", "1"], ["--threads", "3"], ["--run-memory-budget", "300KiB"]):
         with server_process(*options) as (_, address), Client(address) as client:
             found = client.score_map(PAGE)
         assert np.array_equal(found.scores, local.scores)

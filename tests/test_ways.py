@@ -245,7 +245,7 @@ def test_a_server_gives_the_same(lenet, pixels, edge, method):
 
 def test_auto_takes_what_is_predicted_faster():
     model = convserve.build("INPUT[64x64x3] -> [CONV5-16 P0 -> RELU -> POOL2]*3 -> FC-10")
-    engine = model._engine((model.graph.outputs[0].name,))
+    engine = model.engine(model.graph.outputs[0].name)
     ways = dense.sliding_ways(engine, 2)
     seconds = {name: dense.predicted_seconds(way, 400, 300) for name, way in ways.items()}
     assert set(seconds) == {"shifted", "atrous"}
@@ -255,7 +255,7 @@ def test_auto_takes_what_is_predicted_faster():
 
 def test_auto_of_a_padded_network_does_not_depend_on_the_image():
     model = convserve.load(deeply_padded())
-    engine = model._engine((model.graph.outputs[0].name,))
+    engine = model.engine(model.graph.outputs[0].name)
     sizes = [(24, 24), (100, 30), (30, 4000), (None, 24), (None, 9000)]
     assert len({dense.choose_way(engine, "auto", 2, height=h, width=w).method for h, w in sizes}) == 1
 

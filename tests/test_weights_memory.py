@@ -208,7 +208,7 @@ def test_released_weights_are_gone_after_a_run_and_change_no_bit(kind: str, net:
 def test_any_layout_releases_each_weight_after_its_last_use(layout: Layout, net: Path, images: np.ndarray) -> None:
     wanted = convserve.load(shutil.copy(net, net.with_name("kept.convserve"))).run(images[:1])
     model = convserve.load(net, evict_weights=True)
-    engine = model._engine(("y",))
+    engine = model.engine("y")
     executor = engine.executor(SIDE, SIDE, layout=layout)
     scores = np.empty((1, 1, 1, 10), np.float32)
     for _ in range(2):

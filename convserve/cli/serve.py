@@ -143,6 +143,7 @@ def serve_networks(
         stall_s=options["stall_timeout"],
         max_batch=options["max_batch"],
         max_delay_s=options["max_delay"],
+        memory_budget=options["memory_budget"],
     )
     if options["poll"] is not None and options["repository"] is None:
         raise InputError("--poll looks at a repository, but there is none; give --repository DIR")
@@ -152,7 +153,8 @@ def serve_networks(
             raise InputError("TLS takes --tls-cert and --tls-key together, and --tls-client-ca only with them")
         certificates = Certificates(options["tls_cert"], options["tls_key"], options["tls_client_ca"])
     access = None if options["tokens"] is None else Access(options["tokens"])
-    load_options = {name: options[name] for name in ("fit", "threads", "memory_budget", "cache", "evict_weights")}
+    load_options = {name: options[name] for name in ("fit", "threads", "cache", "evict_weights")}
+    load_options["memory_budget"] = options["run_memory_budget"]
     models: dict[str, Model] = {}
     for text in nets:
         name, path = _name_and_path(text)

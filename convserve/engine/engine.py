@@ -19,7 +19,7 @@ from convserve.errors import MemoryBudgetError, RunCancelled
 from convserve.formats.mapping import Mapping
 from convserve.graph.ir import Graph
 from convserve.kernels import dispatch
-from convserve.plan.budget import plan_within
+from convserve.plan.budget import least_bytes, plan_within
 from convserve.plan.layout import Layout
 from convserve.plan.plan import make_plan
 from convserve.plan.stored import costs_in_use
@@ -182,17 +182,7 @@ class Engine:
 
         # where every processor has a run of its own, none is helped by the others' threads
         threads = 1 if runs_about() >= max(2, available_threads()) else None
-
-        def planned(images: int) -> Executor:
-            return self.executor(
-                image.height,
-                image.width,
-                images=images,
-                memory_budget=memory_budget,
-                score_bytes=score_bytes,
-                threads=threads,
-            )
-
+        planned = self._planned(image.height, image.width, memory_budget, score_bytes, threads)
         at_once = self._images_at_once(image.count, planned)
         executor = planned(at_once)
         shown = executor.plan.program.shown()
@@ -215,6 +205,53 @@ class Engine:
                 finally:
                     cancellation.watch(None)
         return results
+
+    def run_bytes(self, count: int, height: int, width: int, *, memory_budget: int | None = None) -> int:
+        """Return what run takes for so many images, whatever runs are about: arena, scratch and what it returns."""
+        largest = 0
+        for threads in (1, None):
+            planned = self._planned(height, width, memory_budget, 0, threads)
+            plan = planned(self._images_at_once(count, planned)).plan
+            scores = sum(tensor.volume.channels * tensor.height * tensor.width for tensor in plan.program.shown())
+            largest = max(largest, plan.arena_bytes + plan.scratch_bytes + 4 * scores * count)
+        return largest
+
+    def least_bytes(self, height: int, width: int) -> int:
+        """Return the smallest memory budget of a run over an image of height x width pixels."""
+        isa = dispatch.active()
+        return least_bytes(
+            self.graph,
+            height,
+            width,
+            full_buffers=settings.get("PLAN") == "off",
+            poison=settings.get("POISON"),
+            costs=costs_in_use(isa),
+        )
+
+    def release_idle(self) -> None:
+        """Give the memory that is kept for coming runs back to the system."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            forms = list(self._forms.values())
+        for memory in idle:
+            memory.close()
+        for form in forms:
+            form.release_idle()
+
+    def _planned(
+        self, height: int, width: int, memory_budget: int | None, score_bytes: int, threads: int | None
+    ) -> Callable[[int], Executor]:
+        def planned(images: int) -> Executor:
+            return self.executor(
+                height,
+                width,
+                images=images,
+                memory_budget=memory_budget,
+                score_bytes=score_bytes,
+                threads=threads,
+            )
+
+        return planned
 
     @staticmethod
     def _images_at_once(count: int, planned: Callable[[int], Executor]) -> int:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from convserve import settings
 from convserve.errors import ImageError, InputError
 
-__all__ = ["CHANNELS", "ImageSource", "check_pixels", "decode"]
+__all__ = ["CHANNELS", "ImageSource", "check_pixels", "decode", "decoding_bytes"]
 
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 
@@ -162,3 +162,26 @@ def decode(source: ImageSource, *, channels: str = "rgb") -> np.ndarray:
             return _from_stream(stream, f"the image '{os.fspath(source)}'", gray=gray)
     except OSError as error:
         raise ImageError(f"the image '{os.fspath(source)}' cannot be read: {error.strerror or error}") from error
+
+
+def decoding_bytes(source: ImageSource) -> int:
+    """Return what decoding and resizing takes at its peak, in bytes, beside the source; 0 for what decode refuses.
+
+    Of encoded bytes it is told by the header: Pillow's pixels, those of each conversion, and the array.
+    """
+    if isinstance(source, np.ndarray):
+        return 0 if source.dtype == np.float32 else 12 * source.shape[0] * (source.shape[1] if source.ndim > 1 else 1)
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        return 0
+    try:
+        with _own_pixel_limit():
+            image = Image.open(io.BytesIO(source), formats=_formats())
+        with image:
+            check_pixels(image.height, image.width, "the image")
+            plain = image.mode in ("1", "L", "RGB") and "transparency" not in image.info
+            # libwebp and OpenJPEG have planes of their own; a turned image lies beside the first one
+            each = 12 if plain and image.format not in ("WEBP", "JPEG2000") else 26
+            return (each + 4 * ("exif" in image.info)) * image.height * image.width
+    except Exception:
+        # whatever is wrong with it, decode says so
+        return 0

@@ -18,7 +18,7 @@ from convserve.server.admission import Admission, Timed
 if TYPE_CHECKING:
     from convserve.model import Model
 
-__all__ = ["Batcher", "Joint"]
+__all__ = ["SIZES", "Batcher", "Joint"]
 
 SIZES = (1, 2, 4, 8, 16, 32)
 LEAST_GAIN = 0.1
@@ -104,6 +104,10 @@ class Batcher:
             self._joints[model] = Joint(most, max(1, thread_count(None) // threads) if most > 1 else LANES_ALONE)
         return self._joints[model]
 
+    def known(self, model: "Model") -> Joint | None:
+        """Return what joint() has returned for a model, None where it has not been asked."""
+        return self._joints.get(model)
+
     async def join(
         self,
         context: Timed,
@@ -169,11 +173,12 @@ class Batcher:
                     await line.came.wait()
 
     async def _run(self, line: _Line) -> None:
-        async with self._admission.thread():
+        async with self._admission.run_place():
             earliest_s = time.monotonic() + line.least_s
             for part in [part for part in line.parts if (part.deadline_s or earliest_s) < earliest_s]:
                 line.parts.remove(part)
-                _fail(part, RunCancelled("the deadline passed, or was too near for a run, before the turn came"))
+                text = "the deadline passed, or was too near for a run, before the turn came"
+                _fail(part, RunCancelled(text, overdue=True))
             if not line.parts:
                 return
             parts = line.take()
@@ -206,13 +211,19 @@ class Batcher:
 
         for part in waiting:
             part.results.add_done_callback(left)
-        start_s = time.perf_counter()
+
+        def work() -> tuple[list[Any], float]:
+            # the queue of the threads may have held it up
+            start_s = time.monotonic()
+            if all(part.results.done() or (part.deadline_s or math.inf) < start_s for part in waiting):
+                raise RunCancelled("the deadline passed before the run began", overdue=True)
+            return line.work(images, cancellation), time.monotonic() - start_s
+
         try:
-            results = await self._admission.submit(line.work, images, cancellation)
+            results, seconds = await self._admission.run(work)
         finally:
             for part in waiting:
                 part.results.remove_done_callback(left)
-        seconds = time.perf_counter() - start_s
         line.last_images = len(images)
         line.least_s = min(line.least_s or seconds, seconds)
         for part in waiting:

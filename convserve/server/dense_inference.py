@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convserve.errors import InputError, MemoryBudgetError, ShapeError
+from convserve.images import decoding_bytes
 from convserve.reduction import Reduction
 from convserve.server.admission import Admission, Timed
 from convserve.server.incoming import with_channels
+from convserve.server.ledger import Reservation
 from convserve.server.limits import Limits
 from convserve.server.scoring import Scoring
 from convserve.server.statistics import Record
@@ -146,6 +148,7 @@ async def dense_parts(
     model: "Model",
     admission: Admission,
     context: Timed,
+    held: Reservation,
     limits: Limits,
     record: Record,
     *,
@@ -160,8 +163,13 @@ async def dense_parts(
     output = _only_output(request, model)
     if header.dtype is not None:
         header = with_channels(header, model.graph.input_volume.channels, longest_bytes=limits.message_bytes)
-    async with admission.call(), admission.score_map():
-        scoring = Scoring(header, model)
+    async with admission.score_map():
+        before, decoding = held.bytes, 0
+        if header.dtype is None:
+            assert isinstance(tensor.contents, list)
+            decoding = decoding_bytes(tensor.contents[0])
+            await held.resize(before + decoding)
+        scoring = Scoring(header, model, most_bytes=admission.ledger.room_bytes(before + decoding // 2))
         try:
             start = time.perf_counter_ns()
             if header.dtype is None:
@@ -179,6 +187,8 @@ async def dense_parts(
                     f" an answer has {most_bytes} at most: ask for fewer classes (dense_classes, dense_top), or for its"
                     " parts (ModelStreamInfer)"
                 )
+            # a whole answer is its parts, then one array, then its message
+            await held.resize(before + scoring.taken_bytes + (0 if most_bytes is None else 3 * size))
             geometry = _parameters(scoring, chosen=header.classes is not None)
             for rows in [None] if header.dtype is None else _blocks_of(tensor, header):
                 if rows is not None:

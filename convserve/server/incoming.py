@@ -7,6 +7,8 @@ import grpc
 import numpy as np
 
 from convserve.errors import InputError, RunCancelled, ShapeError
+from convserve.server.ledger import Reservation
+from convserve.server.unread import COPIES
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.scene import SceneHeader, header_from_message, pixels_from_message
 
@@ -52,11 +54,15 @@ class Incoming:
             raise InputError(f"{kind or 'an empty message'} came; by its header the image comes as '{wanted}'")
         return request
 
-    async def file(self, limit_bytes: int) -> bytes:
-        """Return all bytes of an encoded image; InputError where there are none, or more than limit_bytes."""
+    async def file(self, limit_bytes: int, held: Reservation) -> bytes:
+        """Return all bytes of an encoded image; InputError where there are none, or more than limit_bytes.
+
+        held: grows to what they take, piece by piece.
+        """
         pieces, size = [], 0
         while (request := await self._part("piece")) is not None:
             size += len(request.piece)
+            await held.resize(max(held.bytes, COPIES * size))
             if size > limit_bytes:
                 raise InputError(f"the image file has more than the {limit_bytes} bytes that are allowed")
             pieces.append(request.piece)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,10 +11,11 @@ from convserve.errors import InputError, ShapeError
 from convserve.model import Cancellation
 from convserve.results import RunReport
 from convserve.server.admission import Admission, Timed
-from convserve.server.batching import Batcher, Joint
 from convserve.server.dense_inference import dense_parts, is_dense, memory_limit, whole_map
+from convserve.server.ledger import Reservation
 from convserve.server.limits import Limits
 from convserve.server.repository import Repository
+from convserve.server.runs import Runs
 from convserve.server.scoring import lowest_budget
 from convserve.server.statistics import Record, Statistics
 from convserve.wire.infer import MOST_ELEMENTS, InferAnswer, InferRequest, InferTensor, RequestedOutput
@@ -34,35 +34,40 @@ class Inference:
         self,
         repository: Repository,
         admission: Admission,
-        batcher: Batcher,
+        runs: Runs,
         limits: Limits,
         statistics: Statistics,
     ) -> None:
         self.repository = repository
         self.statistics = statistics
         self._admission = admission
-        self._batcher = batcher
+        self._runs = runs
         self._limits = limits
 
-    async def infer(self, request: InferRequest, context: Timed) -> InferAnswer:
-        """Return the whole answer. Raises what the model raises, ServerBusy, and InputError for a bad request."""
+    async def infer(self, request: InferRequest, context: Timed, held: Reservation) -> InferAnswer:
+        """Return the whole answer. held: the admitted call's reservation, which grows.
+
+        Raises what the model raises, ServerBusy, and InputError for a bad request.
+        """
         if not is_dense(request):
-            return await self._outputs(request, context)
-        async with aclosing(self._score_map(request, context, most_bytes=self._limits.message_bytes)) as parts:
+            return await self._outputs(request, context, held)
+        async with aclosing(self._score_map(request, context, held, most_bytes=self._limits.message_bytes)) as parts:
             return whole_map([part async for part in parts])
 
-    async def stream(self, request: InferRequest, context: Timed) -> AsyncGenerator[InferAnswer, None]:
+    async def stream(
+        self, request: InferRequest, context: Timed, held: Reservation
+    ) -> AsyncGenerator[InferAnswer, None]:
         """Yield the answer in parts, computed as they are taken; the last has the parameter triton_final_response."""
         if not is_dense(request):
-            answer = await self._outputs(request, context)
+            answer = await self._outputs(request, context, held)
             yield _with(answer, triton_final_response=True)
             return
-        async with aclosing(self._score_map(request, context)) as parts:
+        async with aclosing(self._score_map(request, context, held)) as parts:
             async for part in parts:
                 yield part
 
     async def _score_map(
-        self, request: InferRequest, context: Timed, *, most_bytes: int | None = None
+        self, request: InferRequest, context: Timed, held: Reservation, *, most_bytes: int | None = None
     ) -> AsyncGenerator[InferAnswer, None]:
         name, version, model = self.repository.model(request.model, request.version)
         context = _Deadline.of(request, context)
@@ -70,13 +75,22 @@ class Inference:
             tensor = _input_of(request, model)
             first = InferAnswer(model=name, version=version, id=request.id)
             parts = dense_parts(
-                first, request, tensor, model, self._admission, context, self._limits, record, most_bytes=most_bytes
+                first,
+                request,
+                tensor,
+                model,
+                self._admission,
+                context,
+                held,
+                self._limits,
+                record,
+                most_bytes=most_bytes,
             )
             async with aclosing(parts):
                 async for part in parts:
                     yield part
 
-    async def _outputs(self, request: InferRequest, context: Timed) -> InferAnswer:
+    async def _outputs(self, request: InferRequest, context: Timed, held: Reservation) -> InferAnswer:
         name, version, model = self.repository.model(request.model, request.version)
         context = _Deadline.of(request, context)
         with self.statistics.recording(name, version) as record:
@@ -86,21 +100,12 @@ class Inference:
             # every network of outputs that is run stays planned: one for each output, and one for all of them
             only = wanted[0].name if len(wanted) == 1 else None
             budget = lowest_budget(memory_limit(request), model.memory_budget)
-            async with self._admission.call():
-                images, joint = await self._admission.compute(
-                    context, _no_cancel, self._prepared, model, tensor, record
-                )
-                alike = (model, only, budget, images[0].rows.shape[1:], images[0].rows.dtype)
-                work = partial(_run, model, only, budget)
-                found = await self._batcher.join(context, alike, images, work, joint=joint, priority=priority)
+            images = _images_of(tensor)
+            found = await self._runs.results(
+                context, held, model, images, _run, only=only, budget=budget, priority=priority, record=record
+            )
             outputs, parameters = _encoded(found, wanted, model.labels, record)
         return InferAnswer(model=name, version=version, id=request.id, parameters=parameters, outputs=outputs)
-
-    def _prepared(self, model: "Model", tensor: InferTensor, record: Record) -> "tuple[list[ImageRows], Joint]":
-        start = time.perf_counter_ns()
-        images = [model.prepare(image) for image in _images_of(tensor)]
-        record.images, record.input_ns = len(images), time.perf_counter_ns() - start
-        return images, self._batcher.joint(model)
 
 
 class _Deadline:
@@ -160,11 +165,6 @@ def _priority_of(request: InferRequest) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
         raise InputError(f"priority is {priority!r}; it must be a whole number, of which 1 comes first")
     return max(0, priority - 1)
-
-
-def _no_cancel() -> None:
-    # what prepares an image takes milliseconds
-    return
 
 
 class _Found(NamedTuple):

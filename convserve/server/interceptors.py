@@ -6,14 +6,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from convserve.errors import ConvserveError, InputError, ServerBusy
+from convserve.errors import ConvserveError, ServerBusy
 from convserve.server.access import Access
 from convserve.server.call_log import REQUEST_ID, REQUEST_ID_KEY, log_call, request_id_of
+from convserve.server.ledger import Ledger
+from convserve.server.limits import Limits
+from convserve.server.unread import Unread
 from convserve.wire.status import status_of, trailers_of
 
 __all__ = ["ErrorInterceptor"]
@@ -29,14 +32,6 @@ _OPEN = "/grpc.health.v1."
 _log = logging.getLogger("convserve.server")
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
-
-_HANDLERS = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-
 
 def _none_if_garbled(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     # gRPC itself would answer UNKNOWN, and log a traceback that any stranger can cause
@@ -61,12 +56,13 @@ class _Call:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps ConvserveError by wire.status; anything else is INTERNAL, its traceback logged and not sent.
 
-    access: refuses calls without a token that has the right, except those of health. Methods that stream must read and
-    write through their context; a message that cannot be parsed reads as None.
+    access: refuses calls without a token that has the right, except those of health. Methods with one request get it
+    Unread, within limits and ledger; those that stream must read and write through their context, where a message that
+    cannot be parsed reads as None.
     """
 
-    def __init__(self, access: Access | None = None) -> None:
-        self._access = access
+    def __init__(self, ledger: Ledger, limits: Limits, access: Access | None = None) -> None:
+        self._ledger, self._limits, self._access = ledger, limits, access
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -105,12 +101,26 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(refused)
         if not method.startswith(_OURS):
             return handler
-        kind, make = _HANDLERS[handler.request_streaming, handler.response_streaming]
-        return make(
-            self._reporting(getattr(handler, kind), _Call(method, request_id, client, start_s)),
-            request_deserializer=_none_if_garbled(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+        call = _Call(method, request_id, client, start_s)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._reporting(cast(Behaviour, handler.stream_stream), call),
+                request_deserializer=_none_if_garbled(handler.request_deserializer),
+                response_serializer=handler.response_serializer,
+            )
+        # as a stream of requests, since gRPC itself reads a single one before its method is called
+        return grpc.stream_unary_rpc_method_handler(
+            self._reporting(self._with_unread(handler, method), call), response_serializer=handler.response_serializer
         )
+
+    def _with_unread(self, handler: grpc.RpcMethodHandler, method: str) -> Behaviour:
+        answer = cast(Behaviour, handler.unary_unary)
+        parse = cast(Callable[[bytes], Any], handler.request_deserializer)
+
+        async def behaviour(_: object, context: grpc.aio.ServicerContext) -> Any:
+            return await answer(Unread(context, parse, self._ledger, self._limits, method), context)
+
+        return behaviour
 
     def _reporting(self, behaviour: Behaviour, call: _Call) -> Behaviour:
         async def reporting(request: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -136,8 +146,6 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             context.set_trailing_metadata((own_trailer,))
             try:
                 with self._counted():
-                    if request is None:
-                        raise InputError(f"the bytes that came are no request of {call.method}")
                     return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise

@@ -7,9 +7,11 @@ from typing import Any
 import grpc
 
 from convserve.errors import ConvserveError, InputError, RunCancelled, ServerBusy, ServerUnavailable
+from convserve.server.admission import Admission
 from convserve.server.inference import Inference
 from convserve.server.limits import Limits
 from convserve.server.model_facts import config_of, index_of, metadata_of, server_metadata, statistics_of
+from convserve.server.unread import COPIES, Unread
 from convserve.wire.infer_messages import answer_to_message, request_from_message
 from convserve.wire.open_inference import METHODS, OPEN_INFERENCE
 from convserve.wire.open_inference import messages as oip
@@ -32,8 +34,9 @@ _STREAM_WAIT_S = 1.0
 class OpenInferenceService:
     """Answers from an Inference; a method for each of the protocol's."""
 
-    def __init__(self, inference: Inference, limits: Limits) -> None:
+    def __init__(self, inference: Inference, admission: Admission, limits: Limits) -> None:
         self._inference = inference
+        self._admission = admission
         self._repository = inference.repository
         self._limits = limits
         self._streams = 0
@@ -47,32 +50,39 @@ class OpenInferenceService:
         for timeout in self._idle:
             timeout.reschedule(asyncio.get_running_loop().time())
 
-    async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ServerLive(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer that the server runs."""
+        await unread.message()
         return oip.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ServerReady(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer whether inferences are taken."""
+        await unread.message()
         return oip.ServerReadyResponse(ready=self._repository.complete and not self._draining)
 
-    async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ModelReady(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer whether there is such a model."""
+        request = await unread.message()
         return oip.ModelReadyResponse(ready=self._repository.is_ready(request.name, request.version))
 
-    async def ServerMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ServerMetadata(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with the server's name, version and extensions."""
+        await unread.message()
         return server_metadata()
 
-    async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ModelMetadata(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with what a model reads and gives."""
+        request = await unread.message()
         return metadata_of(self._repository.model(request.name, request.version), self._repository)
 
-    async def ModelConfig(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ModelConfig(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with the same in another form, the largest batch, and the forms in which images are taken."""
+        request = await unread.message()
         return oip.ModelConfigResponse(config=config_of(self._repository.model(request.name, request.version)))
 
-    async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ModelStatistics(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with counts and durations of one model, or of all."""
+        request = await unread.message()
         names = [request.name] if request.name else self._repository.names
         found = [self._repository.model(name, request.version) for name in names]
         counts = self._inference.statistics
@@ -80,28 +90,33 @@ class OpenInferenceService:
             model_stats=[statistics_of(served, counts.of(served.name, served.version)) for served in found]
         )
 
-    async def RepositoryIndex(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def RepositoryIndex(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with the models and their states."""
+        request = await unread.message()
         _check_repository(request)
         return index_of(self._repository, ready=request.ready)
 
-    async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def RepositoryModelLoad(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Load what the repository's folder has of a model by now; answer when it is served."""
+        request = await unread.message()
         _check_repository(request)
         if request.parameters:
             raise InputError("a model is loaded as its folder has it; the request's parameters would change that")
         await asyncio.to_thread(self._repository.load, request.model_name)
         return oip.RepositoryModelLoadResponse()
 
-    async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def RepositoryModelUnload(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Unload a model; requests in work end on it."""
+        request = await unread.message()
         _check_repository(request)
         await asyncio.to_thread(self._repository.unload, request.model_name)
         return oip.RepositoryModelUnloadResponse()
 
-    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ModelInfer(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with a model's outputs, or with a score map."""
-        return answer_to_message(await self._inference.infer(request_from_message(request), context))
+        async with self._admission.call(context) as held:
+            request = request_from_message(await unread.message(held))
+            return answer_to_message(await self._inference.infer(request, context, held))
 
     async def ModelStreamInfer(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """Answer one request after another, each in one part or in several.
@@ -116,9 +131,12 @@ class OpenInferenceService:
                 try:
                     if request is None:
                         raise InputError("the bytes that came are no request of ModelStreamInfer")
-                    async with aclosing(self._inference.stream(request_from_message(request), context)) as parts:
-                        async for part in parts:
-                            await self._write(context, infer_response=answer_to_message(part))
+                    async with self._admission.call(context, open_ended=True) as held:
+                        await held.resize(COPIES * request.ByteSize())
+                        inference = request_from_message(request)
+                        async with aclosing(self._inference.stream(inference, context, held)) as parts:
+                            async for part in parts:
+                                await self._write(context, infer_response=answer_to_message(part))
                 except ConvserveError as error:
                     failed = oip.ModelInferResponse(id="" if request is None else request.id)
                     await self._write(context, error_message=str(error)[:2000], infer_response=failed)

@@ -205,9 +205,17 @@ OPTIONS: dict[str, Option] = {
         Option("threads", _number(int, 1, 256), None, "threads of a run; unset: all of this process", "N"),
         Option(
             "memory_budget",
+            _bytes(*map(int, RANGES["memory_budget"])),
+            None,
+            'anonymous memory of the whole server, such as "256MiB": calls reserve what they take, wait, run with'
+            " smaller plans, or are refused; unset: no bound",
+            "BYTES",
+        ),
+        Option(
+            "run_memory_budget",
             _bytes(1, 1 << 50),
             None,
-            'bytes for arena, scratch and held scores of a run, such as "64MiB"',
+            'bytes for arena, scratch and held scores of each run, such as "64MiB"',
             "BYTES",
         ),
         Option(

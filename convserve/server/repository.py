@@ -200,6 +200,13 @@ class Repository:
     def _is_coming(self, versions: dict[int, _Version]) -> bool:
         return any(one.loading for one in versions.values()) or not (versions or self._tried)
 
+    def release_idle(self) -> None:
+        """Have every model give memory back that it keeps for coming runs."""
+        for versions in list(self._table.values()):
+            for one in list(versions.values()):
+                if one.model is not None:
+                    one.model.release_idle()
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Call listener, on whatever thread, whenever names, versions or states have changed."""
         self._listeners.append(listener)

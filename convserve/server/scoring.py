@@ -1,5 +1,6 @@
 """A score map in work for a call: opened on an image or on rows to come, computed block by block."""
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -25,16 +26,23 @@ __all__ = ["Scoring", "lowest_budget"]
 # A height that stands for an unknown one: far above any network's window, so that only the ring's bottom is a guess.
 _TALL = 1 << 40
 
+_BLOCK_ROWS = 4
+# scores, their encoded bytes, the message, and what gRPC sends of it
+_BLOCK_COPIES = 4
+
 Blocks = Generator[tuple[int, np.ndarray], None, None]
 
 
 class Scoring:
     """The score map of one request. Methods that compute run on a thread, one at a time; cancel() from any."""
 
-    def __init__(self, header: SceneHeader, model: "Model") -> None:
+    def __init__(self, header: SceneHeader, model: "Model", *, most_bytes: int | None = None) -> None:
+        """most_bytes: what the run may take whatever header and model say."""
         self._header = header
         self._model = model
-        self._budget = lowest_budget(header.memory_budget, model.memory_budget, settings.get("MEMORY_BUDGET"))
+        self._budget = lowest_budget(
+            header.memory_budget, model.memory_budget, settings.get("MEMORY_BUDGET"), most_bytes
+        )
         self._cancelled = False
         self._stream: Stream | None = None
         self._stop: Callable[[], None] = lambda: None
@@ -50,6 +58,15 @@ class Scoring:
         """What the run takes."""
         assert self._stream is not None
         return self._stream.plan
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the run takes, the image if it is here, and the blocks of scores on their way, guessed before the first.
+        """
+        place = self.geometry
+        block = 4 * min(place.rows or _BLOCK_ROWS, _BLOCK_ROWS) * place.cols * len(place.classes)
+        image = 0 if self._header.dtype else math.prod(place.image) * self._model.graph.input_volume.channels
+        return image + self.plan.total_bytes + _BLOCK_COPIES * max(block, self.sent_bytes)
 
     @property
     def measured_bytes(self) -> int:

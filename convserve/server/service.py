@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -11,14 +12,17 @@ import grpc
 
 from convserve.averaging import Averaging
 from convserve.errors import ConvserveError, InputError, MemoryBudgetError, RunCancelled, ShapeError
+from convserve.images import ImageSource, decoding_bytes
 from convserve.model import Cancellation
 from convserve.results import Predictions
 from convserve.server.admission import Admission
-from convserve.server.batching import Batcher, Joint
 from convserve.server.incoming import Incoming, with_channels
+from convserve.server.ledger import Reservation
 from convserve.server.limits import Limits
 from convserve.server.repository import READY, ModelState, Repository, Served
+from convserve.server.runs import Runs
 from convserve.server.scoring import Scoring, lowest_budget
+from convserve.server.unread import COPIES, Unread
 from convserve.wire import codec, convserve_pb2_grpc
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.description import description_to_message, summary_to_message
@@ -35,37 +39,43 @@ MOST_IMAGES = 1024
 """Images that one Classify request may hold."""
 
 DEFAULT_TOP = 5
+LONGEST_ASPECT = 4  # of images that are resized by their short side, where it is guessed what they take
 
 
 class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[misc]
     """Answers from the models of a repository; whatever computes waits its turn in the admission."""
 
-    def __init__(self, repository: Repository, admission: Admission, batcher: Batcher, limits: Limits) -> None:
+    def __init__(self, repository: Repository, admission: Admission, runs: Runs, limits: Limits) -> None:
         self._repository = repository
         self._admission = admission
         self._limits = limits
-        self._batcher = batcher
+        self._runs = runs
 
     async def Classify(
-        self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext
+        self, unread: Unread, context: grpc.aio.ServicerContext
     ) -> pb.ClassifyResponse:
         """Answer with the best classes of each image."""
+        async with self._admission.call(context) as held:
+            return await self._classified(await unread.message(held), context, held)
+
+    async def _classified(
+        self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext, held: Reservation
+    ) -> pb.ClassifyResponse:
         if not 1 <= len(request.images) <= MOST_IMAGES:
             raise InputError(f"the request has {len(request.images)} images; allowed: 1 to {MOST_IMAGES}")
         name, version, model = self._repository.model(request.model, request.version)
         top = request.top or DEFAULT_TOP
         averaging = codec.averaging_from_message(request)
-        async with self._admission.call():
-            if averaging.asked:
-                # passes over images of many sizes: nothing that other calls could join
-                cancellation = Cancellation()
-                found = await self._admission.compute(
-                    context, cancellation.cancel, _averaged, model, request, averaging, cancellation
-                )
-            else:
-                images, joint = await self._admission.compute(context, _no_cancel, self._prepared, model, request)
-                kind = (model, top, frozenset((image.rows.shape[1:], image.rows.dtype) for image in images))
-                found = await self._batcher.join(context, kind, images, partial(_classified, model, top), joint=joint)
+        images = [codec.image_from_message(image) for image in request.images]
+        if averaging.asked:
+            # passes over images of many sizes: nothing that other calls could join
+            most_bytes = await self._reserve_passes(held, images, averaging)
+            cancellation = Cancellation()
+            found = await self._admission.compute(
+                context, cancellation.cancel, _averaged, model, images, top, averaging, most_bytes, cancellation
+            )
+        else:
+            found = await self._runs.results(context, held, model, images, partial(_classified, top), kind=top)
         report = found[0].report
         return pb.ClassifyResponse(
             model=name,
@@ -77,9 +87,19 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
             passes=averaging.passes,
         )
 
-    def _prepared(self, model: "Model", request: pb.ClassifyRequest) -> "tuple[list[ImageRows], Joint]":
-        images = [model.prepare(codec.image_from_message(image)) for image in request.images]
-        return images, self._batcher.joint(model)
+    async def _reserve_passes(
+        self, held: Reservation, images: Sequence[ImageSource], averaging: Averaging
+    ) -> int | None:
+        ledger = self._admission.ledger
+        if ledger.budget_bytes is None:
+            return None
+        # what each pass may take is half of what the images leave, since their sizes tell no more before they are read
+        largest = max(averaging.scales or (0,))
+        resized = 24 * LONGEST_ASPECT * largest * largest
+        await held.resize(held.bytes + max(map(decoding_bytes, images)) + resized)
+        most_bytes = (ledger.room_bytes(held.bytes) or 0) // 2
+        await held.resize(held.bytes + most_bytes)
+        return most_bytes
 
     async def ScoreMap(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """Write geometry, rows as they become final, and completion.
@@ -93,15 +113,23 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         name, version, model = self._repository.model(header.model, header.version)
         if header.dtype is not None:
             header = with_channels(header, model.graph.input_volume.channels, longest_bytes=self._limits.message_bytes)
-        async with self._admission.call(), self._admission.score_map():
-            scoring = Scoring(header, model)
+        async with self._admission.call(context, open_ended=True) as held, self._admission.score_map():
+            scoring = None
             try:
                 if header.dtype is None:
-                    file = await incoming.file(self._limits.image_bytes)
+                    # holding little and waiting for much, several would stand in each other's way
+                    await held.resize(self._admission.map_bytes)
+                    file = await incoming.file(self._limits.image_bytes, held)
+                    decoding = decoding_bytes(file)
+                    await held.resize(COPIES * len(file) + decoding)
+                    scoring = Scoring(header, model, most_bytes=self._admission.ledger.room_bytes(decoding // 2))
                     await self._admission.compute(context, scoring.cancel, scoring.open_image, file)
                     del file
+                    self._admission.map_bytes = max(held.bytes, scoring.taken_bytes)
                 else:
+                    scoring = Scoring(header, model, most_bytes=self._admission.ledger.room_bytes(held.bytes))
                     await self._admission.compute(context, scoring.cancel, scoring.open_rows)
+                await held.resize(scoring.taken_bytes)
                 geometry = codec.geometry_to_message(
                     scoring.geometry, scoring.plan, model=name, version=version, reduction=header.reduction
                 )
@@ -110,6 +138,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
                     height = 0
                     while (rows := await incoming.rows(header)) is not None:
                         height += len(rows)
+                        await held.resize(scoring.taken_bytes + COPIES * rows.nbytes)
                         scoring.feed(rows)
                         await self._write_rows(context, scoring)
                     scoring.finish(height)
@@ -121,7 +150,8 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
                     measured_bytes=scoring.measured_bytes,
                 )
             finally:
-                scoring.close()
+                if scoring is not None:
+                    scoring.close()
             await self._write(context, pb.ScoreMapResponse(completion=completion))
 
     async def _write_rows(self, context: grpc.aio.ServicerContext, scoring: Scoring) -> None:
@@ -137,9 +167,10 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
             raise RunCancelled(f"no scores were read for {self._limits.stall_s:g} s") from None
 
     async def ListModels(
-        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+        self, unread: Unread, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
         """Answer with what each model is."""
+        await unread.message()
         return pb.ListModelsResponse(models=[self._listed(state) for state in self._repository.index()])
 
     def _listed(self, state: ModelState) -> pb.ModelSummary:
@@ -152,23 +183,29 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         return summary
 
     async def DescribeModel(
-        self, request: pb.DescribeModelRequest, context: grpc.aio.ServicerContext
+        self, unread: Unread, context: grpc.aio.ServicerContext
     ) -> pb.DescribeModelResponse:
         """Answer with one model's layers."""
-        served = self._repository.model(request.model, request.version)
-        async with self._admission.call():
+        async with self._admission.call(context) as held:
+            request = await unread.message(held)
+            served = self._repository.model(request.model, request.version)
             return await self._admission.compute(context, _no_cancel, _describe, served, request.fingerprint)
 
     async def PlanMemory(
-        self, request: pb.PlanMemoryRequest, context: grpc.aio.ServicerContext
+        self, unread: Unread, context: grpc.aio.ServicerContext
     ) -> pb.PlanMemoryResponse:
         """Answer with what a run would take."""
+        async with self._admission.call(context) as held:
+            return await self._planned(await unread.message(held), context)
+
+    async def _planned(
+        self, request: pb.PlanMemoryRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PlanMemoryResponse:
         served = self._repository.model(request.model, request.version)
         for what, value in (("height", request.height), ("width", request.width), ("batch", request.batch or 1)):
             if not 1 <= value <= LARGEST_SIDE:
                 raise ShapeError(f"{what} is {value}; allowed: 1 to {LARGEST_SIDE}")
-        async with self._admission.call():
-            return await self._admission.compute(context, _no_cancel, _plan, served, request)
+        return await self._admission.compute(context, _no_cancel, _plan, served, request)
 
 
 def _no_cancel() -> None:
@@ -219,14 +256,24 @@ def _plan(served: Served, request: pb.PlanMemoryRequest) -> pb.PlanMemoryRespons
 
 
 def _classified(
-    model: "Model", top: int, images: "list[ImageRows]", cancellation: Cancellation
+    top: int,
+    model: "Model",
+    only: str | None,
+    budget: int | None,
+    images: "list[ImageRows]",
+    cancellation: Cancellation,
 ) -> list[Predictions]:
-    return cast(list[Predictions], model.classify(images, top=top, cancellation=cancellation))
+    found = model.classify(images, top=top, cancellation=cancellation, memory_budget=budget)
+    return cast(list[Predictions], found)
 
 
 def _averaged(
-    model: "Model", request: pb.ClassifyRequest, averaging: Averaging, cancellation: Cancellation
+    model: "Model",
+    images: Sequence[ImageSource],
+    top: int,
+    averaging: Averaging,
+    budget: int | None,
+    cancellation: Cancellation,
 ) -> list[Predictions]:
-    images = [codec.image_from_message(image) for image in request.images]
-    top = request.top or DEFAULT_TOP
-    return cast(list[Predictions], model.classify(images, top=top, cancellation=cancellation, **asdict(averaging)))
+    found = model.classify(images, top=top, cancellation=cancellation, memory_budget=budget, **asdict(averaging))
+    return cast(list[Predictions], found)

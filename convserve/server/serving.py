@@ -1,6 +1,7 @@
 """One listening server: its address, its threads, its limits, and how it drains."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -17,10 +18,12 @@ from convserve.server.batching import Batcher
 from convserve.server.heap import keep_heap_small, trim_heap
 from convserve.server.inference import Inference
 from convserve.server.interceptors import ErrorInterceptor
+from convserve.server.ledger import Ledger
 from convserve.server.limits import Limits
 from convserve.server.notify import notify_ready
 from convserve.server.open_inference import OpenInferenceService, add_open_inference
 from convserve.server.repository import SETTLED_S, Repository
+from convserve.server.runs import Runs
 from convserve.server.service import ConvserveService
 from convserve.server.standard import CONVSERVE, Health, add_reflection
 from convserve.server.statistics import Statistics
@@ -68,16 +71,21 @@ class Server:
         self._wanted_port = port
         self._limits = limits or Limits()
         self._repository = repository
+        ledger = Ledger(self._limits.memory_budget, relieve=self._give_back)
+        self._limits = self._limits.within(ledger.capacity_bytes)
+        self._on_rest = on_rest
         self._admission = Admission(
-            max_running=self._limits.max_running, max_waiting=self._limits.max_waiting, on_rest=on_rest
+            max_running=self._limits.max_running,
+            max_waiting=self._limits.max_waiting,
+            ledger=ledger,
+            on_rest=self._rest,
         )
-        batcher = Batcher(
-            self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s
-        )
-        self._service = ConvserveService(repository, self._admission, batcher, self._limits)
-        inference = Inference(repository, self._admission, batcher, self._limits, Statistics())
-        self._open_inference = OpenInferenceService(inference, self._limits)
-        self._interceptor = ErrorInterceptor(access)
+        batcher = Batcher(self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s)
+        runs = Runs(self._admission, batcher)
+        self._service = ConvserveService(repository, self._admission, runs, self._limits)
+        inference = Inference(repository, self._admission, runs, self._limits, Statistics())
+        self._open_inference = OpenInferenceService(inference, self._admission, self._limits)
+        self._interceptor = ErrorInterceptor(ledger, self._limits, access)
         self._certificates, self._access, self._on_ready = certificates, access, on_ready
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
@@ -134,6 +142,19 @@ class Server:
         if self._poll_s is not None:
             self._keep(self._poll(self._poll_s))
         return self.address
+
+    def _give_back(self) -> None:
+        # failed calls leave circles of exceptions and frames, which hold images
+        gc.collect()
+        self._repository.release_idle()
+        trim_heap()
+
+    def _rest(self) -> None:
+        gc.collect()
+        if self._limits.memory_budget is not None:
+            self._repository.release_idle()
+        if self._on_rest is not None:
+            self._on_rest()
 
     def reload(self) -> None:
         """Read the tokens again, and begin to bring every model to what the repository has by now; returns at once."""
