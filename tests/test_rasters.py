@@ -138,9 +138,20 @@ def test_palettes_and_transparency(tmp_path: Path, reader: Any) -> None:
         file.write(pixels(60, 50, 1)[:, :, 0], 1)
     table = np.array([colours[index][:3] for index in range(256)], np.uint8)
     assert np.array_equal(read(reader(tmp_path / "p.tif")), table[pixels(60, 50, 1)[:, :, 0]])
-    path = write(tmp_path / "a.tif", pixels(60, 50, 4), photometric="rgb", alpha="yes")
-    with reader(path) as source:
-        assert np.array_equal(np.concatenate(list(source.pieces(3))), decode(pixels(60, 50, 4)))
+    write(tmp_path / "a.tif", pixels(60, 50, 4), photometric="rgb", alpha="yes")
+    write(tmp_path / "g.tif", pixels(60, 50, 2), photometric="minisblack", alpha="yes")
+    for name in ("a.tif", "g.tif"):
+        for channels in ("rgb", "gray"):
+            with reader(tmp_path / name) as source:
+                found = np.concatenate(list(source.pieces(3 if channels == "rgb" else 1)))
+            assert np.array_equal(found, decode(tmp_path / name, channels=channels))
+
+
+def test_transparency_that_is_multiplied_in_is_divided_out(tmp_path: Path) -> None:
+    image = np.minimum(pixels(60, 50, 4), pixels(60, 50, 4)[:, :, 3:])
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", extrasamples=["assocalpha"])
+    with TiffRows(tmp_path / "a.tif") as source:
+        assert np.array_equal(np.concatenate(list(source.pieces(3))), decode(tmp_path / "a.tif"))
 
 
 def test_other_formats_are_read_by_rows(tmp_path: Path) -> None:

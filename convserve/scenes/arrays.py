@@ -9,7 +9,7 @@ import numpy as np
 from convserve.errors import ImageError, ShapeError
 from convserve.scenes.source import RowSource, pixel_type
 
-__all__ = ["ArrayRows", "DecodedRows", "MappedRows", "scaled_pixels", "without_data"]
+__all__ = ["ArrayRows", "DecodedRows", "MappedRows", "pixels_of", "scaled_pixels", "with_alpha", "without_data"]
 
 _MOST_CHANNELS = 1 << 10
 
@@ -92,3 +92,16 @@ def without_data(rows: np.ndarray, stored: np.ndarray, nothing: Any) -> np.ndarr
         gone |= np.isnan(stored) & np.isnan(nothing)
     found: np.ndarray = np.where(gone.all(axis=2, keepdims=True), rows.dtype.type(0), rows)
     return found
+
+
+def with_alpha(rows: np.ndarray) -> np.ndarray:
+    """Return rows (k, width, 4) of red, green, blue and transparency as they are, of gray and transparency as such."""
+    return rows if rows.shape[2] == 4 else np.ascontiguousarray(rows[:, :, [0, 0, 0, 1]])
+
+
+def pixels_of(stored: np.ndarray, mode: str, wanted: str) -> np.ndarray:
+    """Return pixels of one of Pillow's modes in another."""
+    from PIL import Image
+
+    height, width = stored.shape[:2]
+    return np.asarray(Image.frombytes(mode, (width, height), stored.tobytes()).convert(wanted))

@@ -7,7 +7,7 @@ import numpy as np
 
 from convserve.errors import ImageError
 from convserve.images.decode import check_pixels
-from convserve.scenes.arrays import scaled_pixels, without_data
+from convserve.scenes.arrays import scaled_pixels, with_alpha, without_data
 from convserve.scenes.georeference import GeoReference
 from convserve.scenes.optional import installed, optional
 from convserve.scenes.source import BLOCK_BYTES, RowSource, pixel_type
@@ -18,7 +18,7 @@ _LEAST_CACHE_BYTES = 32 << 20
 
 
 class RasterRows(RowSource):
-    """Bands are channels: red, green and blue with their transparency where they are named so, else all.
+    """Bands are channels: red, green and blue, or gray, with their transparency where they are named so, else all.
 
     A palette becomes RGB, 16-bit pixels are scaled to 8, and what the file says to hold nothing is 0, as in TiffRows.
     GDAL keeps the blocks of two rows, at least 32 MiB.
@@ -63,8 +63,9 @@ class RasterRows(RowSource):
         elif kind == np.uint8 and {"red", "green", "blue"} <= set(bands):
             self._bands = [bands[colour] for colour in ("red", "green", "blue", "alpha") if colour in bands]
         elif kind == np.uint8 and file.count == 2 and "alpha" in bands:
-            self._bands = [3 - bands["alpha"]]
-        channels = 3 if self._colours is not None else len(self._bands)
+            self._bands = [3 - bands["alpha"], bands["alpha"]]
+        self._alpha = kind == np.uint8 and bands.get("alpha") == self._bands[-1] and len(self._bands) in (2, 4)
+        channels = 3 if self._colours is not None else 4 if self._alpha else len(self._bands)
         super().__init__(name, file.height, file.width, channels, kind)
         self.georeference = self._ground()
         high = min(max(height for height, _ in file.block_shapes), file.height)
@@ -73,9 +74,9 @@ class RasterRows(RowSource):
         self._together = high * max(1, BLOCK_BYTES // (high * row_bytes))
         self._cache_bytes = max(_LEAST_CACHE_BYTES, 2 * high * row_bytes)
         flags = {flag.name for flag in file.mask_flag_enums[self._bands[0] - 1]}
-        self._masked = "per_dataset" in flags and "alpha" not in flags
+        self._masked = "per_dataset" in flags and not self._alpha
         self._nothing = None
-        if "alpha" not in bands and all(file.nodatavals[band - 1] is not None for band in self._bands):
+        if not self._alpha and all(file.nodatavals[band - 1] is not None for band in self._bands):
             self._nothing = np.array([file.nodatavals[band - 1] for band in self._bands])
 
     @property
@@ -94,6 +95,8 @@ class RasterRows(RowSource):
                 f" {_line(error)}"
             ) from error
         rows = self._colours[stored[:, :, 0]] if self._colours is not None else scaled_pixels(stored)
+        if self._alpha:
+            return with_alpha(rows)
         if mask is not None:
             rows = np.where(mask[:, :, None], rows, rows.dtype.type(0))
         return np.ascontiguousarray(rows if self._nothing is None else without_data(rows, stored, self._nothing))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import ImageError
-from convserve.scenes.arrays import scaled_pixels, without_data
+from convserve.scenes.arrays import pixels_of, scaled_pixels, with_alpha, without_data
 from convserve.scenes.georeference import GeoReference
 from convserve.scenes.optional import optional
 from convserve.scenes.source import RowSource, pixel_type
@@ -21,14 +21,16 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _JPEG = (6, 7, 34892, 33007)
 _ORIENTATION, _NO_DATA = 274, 42113
 _REDUCED, _MASK = 1, 4
+_MULTIPLIED, _TRANSPARENCY = 1, 2
 
 
 class TiffRows(RowSource):
     """Holds one row of tiles, or one strip, at a time; uncompressed strips are read row by row.
 
-    Of RGB and RGBA the channels are kept, of more samples all; palettes and CMYK become RGB, 16-bit pixels are scaled
-    to 8. Tiles that a sparse file leaves out, and pixels that its mask or its value for no data says to hold nothing,
-    are 0. turned: whether the file says that its first row and column are not the image's, which rows cannot follow.
+    Of RGB and RGBA the channels are kept, gray with transparency is RGBA, of more samples all are kept; palettes
+    and CMYK become RGB, 16-bit pixels are scaled to 8. Tiles that a sparse file leaves out, and pixels that its
+    mask or its value for no data says to hold nothing, are 0. turned: whether the file says that its first row and
+    column are not the image's, which rows cannot follow.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,11 +53,11 @@ class TiffRows(RowSource):
         try:
             self._page = PageRows(name, self._file, self._tiff, page)
             self._open(name, page)
-            self._mask = None if mask is None or self.channels == 4 else PageRows(name, self._file, self._tiff, mask)
+            self._mask = None if mask is None or self._alpha else PageRows(name, self._file, self._tiff, mask)
         except BaseException:
             self.close()
             raise
-        self._nothing = None if self.channels == 4 else _number(tags.get(_NO_DATA))
+        self._nothing = None if self._alpha else _number(tags.get(_NO_DATA))
         self.turned = tags.get(_ORIENTATION, 1) != 1
         self.georeference = GeoReference.from_tags(tags)
 
@@ -83,17 +85,19 @@ class TiffRows(RowSource):
         kind = np.uint8 if dtype == np.bool_ else pixel_type(name, dtype)
         self._inverted, self._cmyk = photometric == _WHITE_IS_ZERO, cmyk
         self._colours = None
+        self._alpha = self._multiplied = False
         self._kept = samples
         if photometric == _PALETTE:
             self._colours = (np.asarray(page.colormap, np.uint16).T >> 8).astype(np.uint8)
             self._kept = 1
-        elif kind == np.uint8 and photometric in (_RGB, _YCBCR):
-            # what lies behind red, green and blue counts where it is said to be transparency
-            alpha = samples == 4 and int((page.extrasamples or (0,))[0]) in (1, 2)
-            self._kept = 4 if alpha else 3
-        elif kind == np.uint8 and samples == 2:
-            self._kept = 1
-        channels = 3 if self._colours is not None or cmyk else self._kept
+        elif kind == np.uint8 and (photometric in (_RGB, _YCBCR) or samples == 2):
+            # what lies behind red, green and blue, or gray, counts where it is said to be transparency
+            colours = 1 if samples == 2 else 3
+            extra = int((page.extrasamples or (0,))[0]) if samples == colours + 1 else 0
+            self._alpha = extra in (_MULTIPLIED, _TRANSPARENCY)
+            self._multiplied = extra == _MULTIPLIED
+            self._kept = colours + self._alpha
+        channels = 3 if self._colours is not None or cmyk else 4 if self._alpha else self._kept
         super().__init__(name, self._page.height, self._page.width, channels, kind)
 
     @property
@@ -113,11 +117,14 @@ class TiffRows(RowSource):
         if self._colours is not None:
             return self._colours[stored[:, :, 0]]
         if self._cmyk:
-            from PIL import Image
-
-            return np.asarray(Image.fromarray(np.ascontiguousarray(stored), "CMYK").convert("RGB"))
+            return pixels_of(stored, "CMYK", "RGB")
         rows = scaled_pixels(stored)
-        return ~rows if self._inverted and rows.dtype == np.uint8 else rows
+        if self._inverted and rows.dtype == np.uint8:
+            rows = np.concatenate([~rows[:, :, :1], rows[:, :, 1:]], axis=2) if self._alpha else ~rows
+        if not self._alpha:
+            return rows
+        rows = with_alpha(rows)
+        return pixels_of(rows, "RGBa", "RGBA") if self._multiplied else rows
 
     def close(self) -> None:
         self._tiff.close()
