@@ -51,10 +51,10 @@ bench-scenes: build $(VENV)/with-bench ## score 16384x16384 pixels by rows, here
 bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--short'
 	$(PY) -m benchmarks.serving --json bench-out/serving.json $(SERVER)
 
-fuzz: build $(VENV)/with-test ## damage containers, ONNX and Caffe files and pictures for five minutes; FUZZ='--seconds 60 --seed 1'
+fuzz: build $(VENV)/with-test ## damage files, pictures and a server's requests for five minutes; FUZZ='--seconds 60 --seed 1'
 	$(PY) tests/fuzz.py $(FUZZ)
 
-soak: build $(VENV)/with-test ## ask a server good and bad things for ten minutes, watching memory; SOAK='--seconds 60'
+soak: build $(VENV)/with-test ## ask a server good and bad things for ten minutes, watching memory and descriptors; SOAK='--seconds 60'
 	$(PY) tests/soak.py $(SOAK)
 
 huge: build $(VENV)/with-test ## run through a ring of more than 2^31 values (takes 11 GiB of memory, half a minute)

@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from inference_calls import Calls, calls_of
 from refusals import NET, check_that_it_goes_on
 from serving import running_server, stub_of
 from triton_environment import environment
@@ -88,6 +89,13 @@ def stub(address: str) -> Iterator[ConvserveStub]:
     """Return a channel to the server of `address`."""
     with stub_of(address) as stub:
         yield stub
+
+
+@pytest.fixture(scope="module")
+def calls(address: str) -> Iterator[Calls]:
+    """Return the same for the Open Inference Protocol."""
+    with calls_of(address) as calls:
+        yield calls
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Fuzzing, behind `make fuzz`: damaged containers, ONNX and Caffe files and pictures end in our exceptions, or run."""
+"""Fuzzing, behind `make fuzz`: damaged files end in our exceptions, or run, and damaged requests in their statuses."""
 
 import argparse
 import io
@@ -8,37 +8,24 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import numpy as np
 from caffe_files import drawn_weights, every_layer, files
 from container_files import every_operation
+from hostile import JUNK, REFUSALS, Hostile, connections, damaged
 from onnx_writer import to_onnx
 from PIL import Image
+from refusals import DIGIT, NET
+from serving import running_server
 
 import convserve
 from convserve.errors import ConvserveError
 from convserve.formats.container_writer import write_container
 from convserve.images import decode
 
-__all__ = ["damaged", "fuzz"]
+__all__ = ["fuzz", "fuzz_server"]
 
 MOST_VALUES = 1 << 20
-
-
-def damaged(content: bytes, random: np.random.Generator) -> bytes:
-    """Return the bytes cut short, or with some of them changed, doubled or taken out."""
-    kind, at, count = random.integers(5), int(random.integers(len(content))), int(random.integers(1, 64))
-    if kind == 0:
-        return content[:at]
-    if kind == 1:
-        return content[:at] + content[at + count :]
-    if kind == 2:
-        return content[: at + count] + content[at:]
-    changed = bytearray(content)
-    # headers decide most, so half of the changes fall there
-    reach = min(len(content), 4096) if kind == 3 else len(content)
-    for place in random.integers(reach, size=int(random.integers(1, 8))):
-        changed[place] = random.integers(256)
-    return bytes(changed)
 
 
 def load_and_run(source: Path | bytes) -> None:
@@ -93,6 +80,29 @@ def fuzz(seconds: float, folder: Path, *, seed: int = 0) -> Counter[str]:
     return outcomes
 
 
+def fuzz_server(seconds: float, *, seed: int = 0) -> Counter[str]:
+    """Ask a server damaged things for that long; return how often each status came.
+
+    Raises AssertionError for a status that no bad request may get, or where good ones are answered otherwise.
+    """
+    random = np.random.default_rng(seed)
+    outcomes: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    with running_server({"digits": convserve.load(NET)}) as address, convserve.Client(address) as client:
+        expected = client.classify(DIGIT)
+        while time.monotonic() < end:
+            said = [JUNK[kind](random) for kind in random.choice(list(JUNK), 3)]
+            with connections(address, *said), grpc.insecure_channel(address) as channel:
+                hostile = Hostile(channel, seed=int(random.integers(1 << 32)))
+                for _ in range(100):
+                    method, code, text, sent = hostile.call()
+                    outcomes[f"{method}: {code.name}"] += 1
+                    allowed = (*REFUSALS, grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED)
+                    assert code in allowed, (method, code, text, sent)
+            assert client.classify(DIGIT) == expected
+    return outcomes
+
+
 def main() -> None:
     """Fuzz for the time asked for and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,7 +111,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="convserve-fuzz-"))
     print(f"seed {options.seed}, culprits in {folder}", flush=True)
-    for outcome, count in sorted(fuzz(options.seconds, folder, seed=options.seed).items()):
+    outcomes = fuzz(options.seconds / 2, folder, seed=options.seed)
+    outcomes += fuzz_server(options.seconds / 2, seed=options.seed)
+    for outcome, count in sorted(outcomes.items()):
         print(f"{count:>8} {outcome}")
 
 

@@ -1,14 +1,18 @@
-"""A soak, behind `make soak`: mixed good and bad requests from eight threads, for as long as asked, watching memory."""
+"""A soak, behind `make soak`: good, bad and hostile requests from eight threads, watching memory and descriptors."""
 
 import argparse
 import io
+import os
 import threading
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
+from hostile import JUNK, REFUSALS, Hostile, connections
+from inference_calls import Calls, array_of, request_of
 from PIL import Image
-from serving import running_server
+from serving import running_server, settled
 
 import convserve
 from convserve.errors import ConvserveError
@@ -24,6 +28,11 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def descriptors() -> int:
+    """Return how many files and connections this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
 class Soak:
     """A server and clients in one process: what is asked, what must be answered, and what was seen."""
 
@@ -35,11 +44,13 @@ class Soak:
         self.lock = threading.Lock()
         self.done = 0
         self.faults: list[str] = []
-        with convserve.Client(address) as client:
+        self.files = request_of("image", [self.digit])
+        with convserve.Client(address) as client, grpc.insecure_channel(address) as channel:
             self.prediction = client.classify(self.digit, top=3)
             self.scores = client.score_map(self.page).scores
+            self.values = array_of(Calls(channel).ModelInfer(self.files))
 
-    def ask(self, client: convserve.Client, kind: int) -> None:
+    def ask(self, client: convserve.Client, hostile: Hostile, kind: int) -> None:
         """Make one request of a kind and compare its answer."""
         if kind < 3:
             assert client.classify(self.digit, top=3) == self.prediction, "another prediction"
@@ -54,6 +65,15 @@ class Soak:
             self.refused(lambda: client.classify(self.digit, model="nobody"))
         elif kind == 8:
             self.refused(lambda: client.score_map(self.page[:20]))
+        elif kind == 9:
+            assert np.array_equal(array_of(Calls(hostile.channel).ModelInfer(self.files)), self.values), "other values"
+        elif kind == 10:
+            method, code, text, _ = hostile.call()
+            assert code in (*REFUSALS, grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED), f"{method}: {code}, {text}"
+        elif kind == 11:
+            junk = JUNK[list(JUNK)[self.done % len(JUNK)]]
+            with connections(self.address, junk(np.random.default_rng(self.done))):
+                pass
         else:
             stream = io.BytesIO()
             Image.fromarray(self.page[:, :, 0]).resize((900, 600)).save(stream, "PNG")
@@ -71,11 +91,13 @@ class Soak:
         """Ask until the end; a new client every hundred requests."""
         random = np.random.default_rng(number)
         while time.monotonic() < self.end and not self.faults:
-            with convserve.Client(self.address) as client:
+            own = [("grpc.use_local_subchannel_pool", 1)]
+            with convserve.Client(self.address) as client, grpc.insecure_channel(self.address, own) as channel:
+                hostile = Hostile(channel, seed=int(random.integers(1 << 32)))
                 for _ in range(100):
-                    kind = int(random.integers(10))
+                    kind = int(random.integers(13))
                     try:
-                        self.ask(client, kind)
+                        self.ask(client, hostile, kind)
                     except Exception as error:
                         self.faults.append(f"request of kind {kind}: {type(error).__name__}: {error}")
                     with self.lock:
@@ -85,24 +107,31 @@ class Soak:
 
 
 def soak(seconds: float, *, report: bool = False) -> tuple[int, int, list[str]]:
-    """Run for that long; return requests made, growth of resident memory after the first fifth in bytes, and faults."""
+    """Run for that long; return requests made, growth of resident memory after the first fifth in bytes, and faults.
+
+    Descriptors that stay open when all clients are gone are a fault.
+    """
     model = convserve.load(BUNDLED / "digits.convserve")
     with running_server({"digits": model}) as address:
         state = Soak(address)
+        before = settled(descriptors)
         state.end = time.monotonic() + seconds
         threads = [threading.Thread(target=state.work, args=(number,)) for number in range(THREADS)]
         for thread in threads:
             thread.start()
         time.sleep(seconds / 5)
-        settled = resident_bytes()
+        steady = resident_bytes()
         while any(thread.is_alive() for thread in threads):
             time.sleep(min(5.0, seconds / 5))
             if report:
-                grown = (resident_bytes() - settled) / 2**20
+                grown = (resident_bytes() - steady) / 2**20
                 print(f"{state.done:>8} requests, memory {grown:+.1f} MiB", flush=True)
         for thread in threads:
             thread.join()
-        return state.done, resident_bytes() - settled, state.faults
+        left = settled(descriptors, still_s=1, limit_s=30) - before
+        if left > 8:
+            state.faults.append(f"{left} descriptors are still open")
+        return state.done, resident_bytes() - steady, state.faults
 
 
 def main() -> None:

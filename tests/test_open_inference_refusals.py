@@ -33,12 +33,6 @@ def limits() -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def calls(address: str) -> Iterator[Calls]:
-    with calls_of(address) as calls:
-        yield calls
-
-
-@pytest.fixture(scope="module")
 def good(model: convserve.Model, calls: Calls) -> Callable[[], None]:
     expected = model.run(X)
     return lambda: np.testing.assert_array_equal(array_of(calls.infer("image", X)), expected)

@@ -370,6 +370,13 @@ def test_links_within_the_repository_are_followed(tmp_path: Path) -> None:
     assert scores(repository(tmp_path)) == scores_of_seed(tmp_path, 1)
 
 
+def test_reasons_have_no_path(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    inside = tmp_path / "net" / "1" / "model.onnx"
+    said = folder._without_paths(f"'{inside}': not ONNX; '/root/.cache/convserve/4f.convserve' has 16/8 bytes, /x too")
+    assert said == "'net/1/model.onnx': not ONNX; '4f.convserve' has 16/8 bytes, /x too"
+
+
 @pytest.mark.parametrize("path", ["missing", "file"])
 def test_a_repository_is_a_folder(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fuzz import fuzz
+from fuzz import fuzz, fuzz_server
 from soak import soak
 
 
@@ -13,6 +13,12 @@ def test_damaged_files_end_in_our_exceptions_or_run(seed: int, tmp_path: Path) -
     assert sum(outcomes.values()) > 100
     assert {"container: ModelFormatError", "ONNX file: ModelFormatError", "picture: ImageError"} <= set(outcomes)
     assert {"Caffe network: ModelFormatError", "Caffe weights: ModelFormatError"} <= set(outcomes)
+
+
+def test_damaged_requests_get_their_statuses() -> None:
+    outcomes = fuzz_server(2, seed=1)
+    assert outcomes["Classify: INVALID_ARGUMENT"]
+    assert outcomes["ModelInfer: INVALID_ARGUMENT"]
 
 
 def test_mixed_requests_from_eight_threads_are_answered_alike_in_steady_memory() -> None:

@@ -17,10 +17,12 @@ _SYNSET = re.compile(r"n\d{8}\s+")
 def class_indices(classes: Sequence[int | str], count: int, labels: Sequence[str]) -> list[int]:
     """Return the indices of class indices and labels; InputError for one that a network of `count` has not.
 
-    A name means what label_index finds by it.
+    A name means what label_index finds by it. No more than `count` may be asked for.
     """
     if isinstance(classes, str) or not len(classes):
         raise InputError(f"classes is {classes!r}; it must be a list of class indices or labels")
+    if len(classes) > count:
+        raise InputError(f"{len(classes)} classes are asked for; the network has {count}")
     indices = []
     for wanted in classes:
         if isinstance(wanted, str) and labels:

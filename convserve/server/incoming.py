@@ -1,6 +1,7 @@
 """What comes of a score map's request: the header, then the image in parts, each read only when it is wanted."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import grpc
@@ -13,6 +14,8 @@ from convserve.wire import convserve_pb2 as pb
 from convserve.wire.scene import SceneHeader, header_from_message, pixels_from_message
 
 __all__ = ["Incoming", "with_channels"]
+
+_SLOWEST_BYTES_PER_S = 16 << 10
 
 
 class Incoming:
@@ -57,18 +60,22 @@ class Incoming:
     async def file(self, limit_bytes: int, held: Reservation) -> bytes:
         """Return all bytes of an encoded image; InputError where there are none, or more than limit_bytes.
 
-        held: grows to what they take, piece by piece.
+        held: grows to what they take, piece by piece. RunCancelled where they come so slowly that the place of the
+        call is not worth it.
         """
-        pieces, size = [], 0
+        # one block, since tiny pieces would take many times their length each for themselves
+        found = bytearray()
+        start_s = time.monotonic()
         while (request := await self._part("piece")) is not None:
-            size += len(request.piece)
-            await held.resize(max(held.bytes, COPIES * size))
-            if size > limit_bytes:
+            found += request.piece
+            await held.resize(max(held.bytes, COPIES * len(found)))
+            if len(found) > limit_bytes:
                 raise InputError(f"the image file has more than the {limit_bytes} bytes that are allowed")
-            pieces.append(request.piece)
-        if not size:
+            if time.monotonic() - start_s > self._stall_s + len(found) / _SLOWEST_BYTES_PER_S:
+                raise RunCancelled(f"the image came more slowly than {_SLOWEST_BYTES_PER_S} bytes a second")
+        if not found:
             raise InputError("the request ended before any byte of the image came")
-        return b"".join(pieces)
+        return bytes(found)
 
     async def rows(self, header: SceneHeader) -> np.ndarray | None:
         """Return the next rows of the image, (rows, width, channels); None behind the last.

@@ -16,6 +16,7 @@ from convserve.server.access import Access
 from convserve.server.call_log import REQUEST_ID, REQUEST_ID_KEY, log_call, request_id_of
 from convserve.server.ledger import Ledger
 from convserve.server.limits import Limits
+from convserve.server.listening import Listeners
 from convserve.server.unread import Unread
 from convserve.wire.status import status_of, trailers_of
 
@@ -25,6 +26,7 @@ __all__ = ["ErrorInterceptor"]
 _LONGEST_TEXT = 2000
 
 _MEMORY_WAIT_S = 1.0
+_MOST_LISTENERS = 64
 
 _OURS = ("/convserve.", "/inference.")
 _OPEN = "/grpc.health.v1."
@@ -63,6 +65,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, ledger: Ledger, limits: Limits, access: Access | None = None) -> None:
         self._ledger, self._limits, self._access = ledger, limits, access
+        self._listeners = Listeners(_MOST_LISTENERS)
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -90,8 +93,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """Return the call's handler, with its exceptions mapped if it is ours; None where there is none."""
         handler = await continuation(handler_call_details)
         method, metadata = handler_call_details.method, handler_call_details.invocation_metadata or ()
-        if handler is None or method.startswith(_OPEN):
-            return handler
+        if handler is None:
+            return None
+        if method.startswith(_OPEN):
+            return self._listeners.bounded(handler)
         request_id, start_s = request_id_of(metadata), time.monotonic()
         try:
             client = "" if self._access is None else self._access.client(metadata, method)
@@ -100,7 +105,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             refused = self._reporting(_raising(error), _Call(method, request_id, "", start_s))
             return grpc.stream_stream_rpc_method_handler(refused)
         if not method.startswith(_OURS):
-            return handler
+            return self._listeners.bounded(handler)
         call = _Call(method, request_id, client, start_s)
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(

@@ -29,6 +29,7 @@ CONFIG, LABELS = "config.toml", "labels.txt"
 
 LONGEST_NAME = 128
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s'\"/]+/)+")
 _MOST_FILES = 10_000
 _LONGEST_LABELS_BYTES = 16 << 20
 
@@ -113,7 +114,7 @@ class ModelFolder:
             raise ModelFormatError(f"a file cannot be read: {error.strerror or 'input/output error'}") from error
 
     def _without_paths(self, text: str) -> str:
-        return text.replace(f"{self._root}{os.sep}", "")
+        return _FOLDERS.sub("", text.replace(f"{self._root}{os.sep}", ""))
 
     def _opened(self, candidate: Candidate) -> "tuple[Model, bool]":
         folder = candidate.folder

@@ -12,6 +12,7 @@ from convserve.server.inference import Inference
 from convserve.server.limits import Limits
 from convserve.server.model_facts import config_of, index_of, metadata_of, server_metadata, statistics_of
 from convserve.server.unread import COPIES, Unread
+from convserve.wire.infer import LONGEST_ID
 from convserve.wire.infer_messages import answer_to_message, request_from_message
 from convserve.wire.open_inference import METHODS, OPEN_INFERENCE
 from convserve.wire.open_inference import messages as oip
@@ -138,7 +139,7 @@ class OpenInferenceService:
                             async for part in parts:
                                 await self._write(context, infer_response=answer_to_message(part))
                 except ConvserveError as error:
-                    failed = oip.ModelInferResponse(id="" if request is None else request.id)
+                    failed = oip.ModelInferResponse(id="" if request is None else request.id[:LONGEST_ID])
                     await self._write(context, error_message=str(error)[:2000], infer_response=failed)
         finally:
             self._streams -= 1

@@ -4,7 +4,9 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import resource
 import signal
+import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -37,6 +39,7 @@ __all__ = ["Server", "serve"]
 # Calls beyond the engine's queue: those that are being refused, health watches, reflection.
 _LIGHT_CALLS = 256
 _LAST_WORDS_S = 0.2
+_MOST_DESCRIPTORS = 1 << 16
 
 _log = logging.getLogger("convserve.server")
 
@@ -109,6 +112,9 @@ class Server:
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.max_pings_without_data", 0),
+                # connections that only stay open: before they speak gRPC, and without a call afterwards
+                ("grpc.server_handshake_timeout_ms", 20_000),
+                ("grpc.max_connection_idle_ms", 600_000),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
             maximum_concurrent_rpcs=most_calls,
@@ -227,6 +233,9 @@ def serve(
     The process is the server's: its C heap is set up to give back what it does not use.
     """
     keep_heap_small()
+    _take_descriptors()
+    # of strange pictures, one for each text: clients would fill the log with them
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if not _is_loopback(host) and (certificates is None or access is None):
         missing = [name for name, one in (("TLS", certificates), ("tokens", access)) if one is None]
         _log.warning("listening beyond this machine, on %s, without %s", host, " and without ".join(missing))
@@ -243,6 +252,14 @@ def serve(
         shares_port=worker is not None,
     )
     asyncio.run(_serve(server, grace_s, on_start, worker))
+
+
+def _take_descriptors() -> None:
+    # each connection takes one, and 1024 are soon held by idle clients
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from convserve.errors import InputError, ShapeError
 
 __all__ = [
+    "LONGEST_ID",
     "MOST_ELEMENTS",
     "MOST_TENSORS",
     "Contents",
@@ -33,6 +34,9 @@ MOST_TENSORS = 64
 
 MOST_ELEMENTS = 1024
 """Images that one request may hold: files of a BYTES tensor, or the batch of any other."""
+
+LONGEST_ID = 1024
+"""Characters of a request's id, which its answers repeat."""
 
 _MOST_AXES = 8
 _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "UINT8": np.dtype("u1")}

@@ -8,6 +8,7 @@ import numpy as np
 
 from convserve.errors import InputError, ShapeError
 from convserve.wire.infer import (
+    LONGEST_ID,
     MOST_TENSORS,
     InferAnswer,
     InferRequest,
@@ -31,6 +32,8 @@ def request_from_message(message: Any) -> InferRequest:
     for what, parts in (("inputs", message.inputs), ("outputs", message.outputs)):
         if len(parts) > MOST_TENSORS:
             raise InputError(f"the request has {len(parts)} {what}; allowed: at most {MOST_TENSORS}")
+    if len(message.id) > LONGEST_ID:
+        raise InputError(f"the request's id has {len(message.id)} characters; allowed: at most {LONGEST_ID}")
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InputError(f"the request has {len(message.inputs)} inputs, but {len(raw)} raw contents; one for each")
