@@ -55,14 +55,16 @@ def running_server(
 
 
 @contextmanager
-def process_of(*options: str, prefix: Sequence[str] = ()) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def process_of(
+    *options: str, prefix: Sequence[str] = (), stderr: Any = subprocess.PIPE
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Serve on a free port in a process of its own, killed at the end; yield it and its address.
 
-    prefix: a command that runs the command.
+    prefix: a command that runs the command. stderr: a file for what a pipe that is not read could not hold.
     """
     command = [*prefix, sys.executable, "-m", "convserve", "serve", "--port", "0", *options]
     with subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=stderr, text=True
     ) as process:
         try:
             assert process.stdout is not None

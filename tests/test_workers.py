@@ -152,12 +152,15 @@ def test_a_model_is_ready_when_all_workers_have_it(first: Any, second: Any, toge
     assert not merged([state_of(*first), state_of(*first, complete=False)])["complete"]
 
 
-def test_threads_and_queues_are_divided(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_queues_and_memory_are_divided(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("convserve.engine.processors.affinity", lambda: frozenset(range(8)))
     monkeypatch.setattr("convserve.engine.processors.quota", lambda _: 6)
     monkeypatch.delenv("CONVSERVE_THREADS", raising=False)
-    given = {"threads": None, "max_running": 5, "max_waiting": 0, "grace": 3.0}
-    assert divided(given, 2) == {"threads": 3, "max_running": 3, "max_waiting": 0, "grace": 3.0}
+    given = {"threads": None, "max_running": 5, "max_waiting": 0, "memory_budget": None, "grace": 3.0}
+    assert divided(given, 2) == {**given, "threads": 3, "max_running": 3}
+    assert divided({**given, "memory_budget": 400 << 20}, 2)["memory_budget"] == 192 << 20
+    with pytest.raises(InputError, match=rf"4 workers and what keeps them take at least {80 << 20}$"):
+        divided({**given, "memory_budget": 64 << 20}, 4)
     assert divided({**given, "threads": 4}, 2)["threads"] == 4
     assert not caplog.records
     assert divided(given, 7)["threads"] == 1
@@ -249,9 +252,12 @@ def health_of(channel: grpc.Channel, service: str = "") -> int:
 
 
 def test_workers_change_their_models_together(tmp_path: Path) -> None:
-    add_version(tmp_path, "net", 1)
+    root, log = tmp_path / "models", tmp_path / "log"
+    add_version(root, "net", 1)
+    options = ("--workers", "2", "--repository", str(root), "--log-format", "json")
     with (
-        process_of("--workers", "2", "--repository", str(tmp_path), "--log-format", "json") as (process, address),
+        log.open("w") as stderr,
+        process_of(*options, stderr=stderr) as (process, address),
         channels_of(address) as channels,
     ):
         def everywhere(*versions: tuple[str, str, str]) -> bool:
@@ -262,12 +268,18 @@ def test_workers_change_their_models_together(tmp_path: Path) -> None:
         assert everywhere(("net", "1", "READY"))
         for one in calls:
             assert one.infer("x", X, model="net").model_version == "1"
+        asked = [oip.ModelStatisticsRequest(name="net"), oip.ModelStatisticsRequest()]
+        for one in calls:
+            for request in asked:
+                [found] = one.ModelStatistics(request).model_stats
+                assert found.inference_count == found.inference_stats.success.count == len(calls)
+                assert sum(batch.compute_infer.count for batch in found.batch_stats) == found.execution_count
         # load: of a new version, of one that is broken, of none
-        add_version(tmp_path, "net", 2, seed=1)
+        add_version(root, "net", 2, seed=1)
         calls[0].RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="net"))
         assert everywhere(("net", "2", "READY"))
         assert {one.infer("x", X, model="net").model_version for one in calls} == {"2"}
-        put_garbage(add_version(tmp_path, "net", 3) / "model.convserve")
+        put_garbage(add_version(root, "net", 3) / "model.convserve")
         with pytest.raises(grpc.RpcError) as error:
             calls[1].RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="net"))
         assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -275,7 +287,7 @@ def test_workers_change_their_models_together(tmp_path: Path) -> None:
         with pytest.raises(grpc.RpcError) as error:
             calls[2].RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="none"))
         assert error.value.code() == grpc.StatusCode.NOT_FOUND
-        (tmp_path / "net" / "3").rename(tmp_path / ".net3")
+        (root / "net" / "3").rename(root / ".net3")
         # unload, and a worker that dies: the one that takes its place leaves it unloaded
         calls[3].RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="net"))
         assert not any(is_ready(channel, "net") for channel in channels)
@@ -284,7 +296,7 @@ def test_workers_change_their_models_together(tmp_path: Path) -> None:
         os.kill(before[0], signal.SIGKILL)
         eventually(lambda: len(workers_of(process)) == 2 and before[0] not in workers_of(process))
         assert health_of(channels[0]) == 1
-        add_version(tmp_path, "other", 1)
+        add_version(root, "other", 1)
         process.send_signal(signal.SIGHUP)
         with channels_of(address) as later:
             eventually(lambda: all(is_ready(channel, "other") for channel in later))
@@ -292,11 +304,10 @@ def test_workers_change_their_models_together(tmp_path: Path) -> None:
             assert not any(is_ready(channel, "net") for channel in later)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        assert process.stderr is not None
-        log = process.stderr.read()
+    said = log.read_text()
     for number in (1, 2):
-        assert re.search(rf'"worker": {number}, .*"method": "/inference.GRPCInferenceService/ModelInfer"', log)
-    assert re.search(r"worker \d \(process \d+\) was ended by SIGKILL; it begins again in 0.5 s", log)
+        assert re.search(rf'"worker": {number}, .*"method": "/inference.GRPCInferenceService/ModelInfer"', said)
+    assert re.search(r"worker \d \(process \d+\) was ended by SIGKILL; it begins again in 0.5 s", said)
 
 
 def weights_in(pid: int, path: Path) -> dict[str, int]:

@@ -58,7 +58,7 @@ class Control:
                 if not waiting.done():
                     waiting.set_exception(_gone())
 
-    async def ask(self, what: str, **arguments: Any) -> Any:
+    async def ask(self, what: str, /, **arguments: Any) -> Any:
         """Return what the other side's handler returns, or raise what it raises; ServerUnavailable where it is gone."""
         number = next(self._numbers)
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
@@ -69,7 +69,7 @@ class Control:
         finally:
             del self._waiting[number]
 
-    def tell(self, what: str, **arguments: Any) -> None:
+    def tell(self, what: str, /, **arguments: Any) -> None:
         """Let the other side's handler know; nothing comes back, also where it has gone."""
         self._send({"ask": None, "what": what, "with": arguments})
 

@@ -88,7 +88,7 @@ class OpenInferenceService:
         found = [self._repository.model(name, request.version) for name in names]
         counts = self._inference.statistics
         return oip.ModelStatisticsResponse(
-            model_stats=[statistics_of(served, counts.of(served.name, served.version)) for served in found]
+            model_stats=[statistics_of(one, await counts.total(one.name, one.version)) for one in found]
         )
 
     async def RepositoryIndex(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:

@@ -86,7 +86,9 @@ class Server:
         batcher = Batcher(self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s)
         runs = Runs(self._admission, batcher)
         self._service = ConvserveService(repository, self._admission, runs, self._limits)
-        inference = Inference(repository, self._admission, runs, self._limits, Statistics())
+        self.statistics = Statistics()
+        """Of this process's requests."""
+        inference = Inference(repository, self._admission, runs, self._limits, self.statistics)
         self._open_inference = OpenInferenceService(inference, self._admission, self._limits)
         self._interceptor = ErrorInterceptor(ledger, self._limits, access)
         self._certificates, self._access, self._on_ready = certificates, access, on_ready

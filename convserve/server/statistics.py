@@ -1,9 +1,10 @@
 """What became of the requests of each model: counts and durations, as the Open Inference Protocol's statistics."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Duration", "ModelCounts", "Record", "Stages", "Statistics"]
 
@@ -20,6 +21,11 @@ class Duration:
         self.count += 1
         self.ns += ns
 
+    def join(self, other: "Duration") -> None:
+        """Count what another one has counted as well."""
+        self.count += other.count
+        self.ns += other.ns
+
 
 @dataclass(slots=True)
 class Stages:
@@ -35,6 +41,17 @@ class Stages:
         self.compute_infer.add(record.infer_ns)
         self.compute_output.add(record.output_ns)
 
+    def join(self, other: "Stages") -> None:
+        """Count what another one has counted as well."""
+        self.compute_input.join(other.compute_input)
+        self.compute_infer.join(other.compute_infer)
+        self.compute_output.join(other.compute_output)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Stages":
+        """Return stages from what asdict() makes of them."""
+        return cls(**{name: Duration(**duration) for name, duration in fields.items()})
+
 
 @dataclass(slots=True)
 class ModelCounts:
@@ -48,6 +65,25 @@ class ModelCounts:
     images: int = 0
     runs: int = 0
     last_ms: int = 0
+
+    def join(self, other: "ModelCounts") -> None:
+        """Count what another one has counted as well."""
+        for name in ("success", "fail", "queue"):
+            getattr(self, name).join(getattr(other, name))
+        self.stages.join(other.stages)
+        for images, stages in other.batches.items():
+            self.batches.setdefault(images, Stages()).join(stages)
+        self.images += other.images
+        self.runs += other.runs
+        self.last_ms = max(self.last_ms, other.last_ms)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ModelCounts":
+        """Return counts from what asdict() makes of them, also by way of JSON."""
+        read: dict[str, Any] = {name: Duration(**fields[name]) for name in ("success", "fail", "queue")}
+        read["stages"] = Stages.from_dict(fields["stages"])
+        read["batches"] = {int(images): Stages.from_dict(stages) for images, stages in fields["batches"].items()}
+        return cls(**{**fields, **read})
 
 
 @dataclass(slots=True)
@@ -69,10 +105,24 @@ class Statistics:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], ModelCounts] = {}
+        self._gather: Callable[[str, str], Awaitable[list[Any]]] | None = None
 
     def of(self, model: str, version: str) -> ModelCounts:
         """Return the counts of one version of a model, zeros where there was no request yet."""
         return self._counts.setdefault((model, version), ModelCounts())
+
+    def share(self, gather: Callable[[str, str], Awaitable[list[Any]]]) -> None:
+        """Let total() ask all workers: gather(model, version) returns what asdict(of()) is in each of them."""
+        self._gather = gather
+
+    async def total(self, model: str, version: str) -> ModelCounts:
+        """Return the counts of all workers of the server, of this process where it is alone."""
+        if self._gather is None:
+            return self.of(model, version)
+        found = ModelCounts()
+        for counts in await self._gather(model, version):
+            found.join(ModelCounts.from_dict(counts))
+        return found
 
     @contextmanager
     def recording(self, model: str, version: str) -> Iterator[Record]:

@@ -15,8 +15,10 @@ from typing import Any
 
 from convserve import errors, settings
 from convserve.engine import processors
-from convserve.errors import ConvserveError, ServerUnavailable
+from convserve.errors import ConvserveError, InputError, ServerUnavailable
 from convserve.server.control import Control
+from convserve.server.limits import RANGES
+from convserve.server.notify import notify_ready
 from convserve.server.port import reserved_port
 
 __all__ = ["Supervisor", "divided", "merged"]
@@ -29,6 +31,9 @@ LONG_LIFE_S = 60.0
 
 FIRST_DELAY_S = 0.5
 """Seconds before a worker that died is begun again; twice as long each time."""
+
+OWN_BYTES = 16 << 20
+"""Anonymous memory of the supervisor itself, at most."""
 
 _LAST_WORDS_S = 5.0
 
@@ -80,6 +85,7 @@ class Supervisor:
         self._alive: list[_Worker] = []
         self._serving: list[_Worker] = []
         self._shared: State | None = None
+        self._ready = False
         self._tasks: set[asyncio.Task[None]] = set()
         # one change at a time, so that all workers have the same models
         self._changing = asyncio.Lock()
@@ -123,13 +129,16 @@ class Supervisor:
 
     async def _begin(self, number: int, *, restarted: bool) -> _Worker:
         ours, theirs = socket.socketpair()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        # a service manager hears of the supervisor alone
+        environment.pop("NOTIFY_SOCKET", None)
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                env=environment,
             )
         prepared = asyncio.get_running_loop().create_future()
         handlers: dict[str, Any] = {}
@@ -142,6 +151,7 @@ class Supervisor:
             "state": functools.partial(self._state, worker),
             "load": functools.partial(self._change, "load", worker),
             "unload": functools.partial(self._change, "unload", worker),
+            "gather": self._gather,
         }
         self._alive.append(worker)
         self._run(self._watch(worker))
@@ -222,6 +232,9 @@ class Supervisor:
     def _share(self, *, again: bool = False) -> None:
         state = merged([worker.state for worker in self._serving])
         if again or state != self._shared:
+            if state["complete"] and not self._ready:
+                self._ready = True
+                notify_ready()
             self._shared = state
             for worker in self._serving:
                 worker.control.tell("hear", state=state)
@@ -238,6 +251,12 @@ class Supervisor:
             except ServerUnavailable:
                 # it has died, and will have the same when it has begun again
                 continue
+
+    async def _gather(self, *, what: str, **arguments: Any) -> list[Any]:
+        """Return what all workers answer; one that dies over it has no answer."""
+        asked = (worker.control.ask(what, **arguments) for worker in self._serving)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return [one for one in found if not isinstance(one, BaseException)]
 
     async def _refreshed(self, *, settled: bool) -> None:
         await self._each("refresh", settled=settled)
@@ -264,7 +283,10 @@ def _terminate(worker: _Worker) -> None:
 
 
 def divided(options: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return the options of a server as each of count workers gets them: threads and queues divided among them."""
+    """Return the options of a server as each of count workers gets them: threads, queues and memory divided among them.
+
+    Raises InputError where a memory budget does not suffice for so many.
+    """
     mask = processors.affinity()
     available = min(len(mask), processors.quota(mask) or len(mask))
     if count > available:
@@ -272,6 +294,14 @@ def divided(options: Mapping[str, Any], count: int) -> dict[str, Any]:
     shares = {name: -(-options[name] // count) for name in ("max_running", "max_waiting")}
     if options["threads"] is None and settings.get("THREADS") is None:
         shares["threads"] = max(1, available // count)
+    if options["memory_budget"] is not None:
+        share = (options["memory_budget"] - OWN_BYTES) // count
+        if share < (least := int(RANGES["memory_budget"][0])):
+            raise InputError(
+                f"the memory budget is {options['memory_budget']} bytes; {count} workers and what keeps them take at"
+                f" least {count * least + OWN_BYTES}"
+            )
+        shares["memory_budget"] = share
     return {**options, **shares}
 
 

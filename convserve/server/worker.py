@@ -6,12 +6,14 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convserve.errors import ServerUnavailable
 from convserve.server.control import Control
 from convserve.server.model_folder import ModelFolder
 from convserve.server.repository import READY, SETTLED_S, ModelState, Repository
+from convserve.server.statistics import Statistics
 
 if TYPE_CHECKING:
     from convserve.model import Model
@@ -166,6 +168,7 @@ class Worker:
                 "unload": functools.partial(self._do, repository.unload_here),
                 "refresh": functools.partial(self._refresh, repository),
                 "reload_access": functools.partial(self._now, server.reload_access),
+                "counts": functools.partial(self._counts, server.statistics),
             }
         )
         await control.open(self._end)
@@ -175,7 +178,12 @@ class Worker:
         def ask(what: str, **arguments: Any) -> Any:
             return asyncio.run_coroutine_threadsafe(control.ask(what, **arguments), loop).result()
 
+        async def gather(model: str, version: str) -> list[Any]:
+            counts: list[Any] = await control.ask("gather", what="counts", model=model, version=version)
+            return counts
+
         repository.join(ask)
+        server.statistics.share(gather)
         repository.listen(changed)
         control.tell("prepared")
         await stop.wait()
@@ -188,6 +196,9 @@ class Worker:
 
     async def _refresh(self, repository: SharedRepository, *, settled: bool = False) -> None:
         await self._do(repository.refresh, settled_s=SETTLED_S if settled else 0.0)
+
+    async def _counts(self, statistics: Statistics, *, model: str, version: str) -> dict[str, Any]:
+        return asdict(statistics.of(model, version))
 
     async def _listen(
         self, server: "Server", repository: SharedRepository, changed: Callable[[], None]
