@@ -152,7 +152,9 @@ def test_a_model_is_ready_when_all_workers_have_it(first: Any, second: Any, toge
     assert not merged([state_of(*first), state_of(*first, complete=False)])["complete"]
 
 
-def test_threads_queues_and_memory_are_divided(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_queues_and_memory_are_divided(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("convserve.engine.processors.affinity", lambda: frozenset(range(8)))
     monkeypatch.setattr("convserve.engine.processors.quota", lambda _: 6)
     monkeypatch.delenv("CONVSERVE_THREADS", raising=False)

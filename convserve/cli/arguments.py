@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.errors import InputError, SettingError
-from convserve.reduction import DTYPES, Reduction
 from convserve.settings import parse_bytes
 
 if TYPE_CHECKING:
     from convserve.client import Client
     from convserve.model import Model
+    from convserve.reduction import Reduction
 
 __all__ = [
     "BUNDLED",
@@ -108,6 +108,9 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
 
 def add_reduction(parser: argparse.ArgumentParser) -> None:
     """Add --top, --argmax, --softmax, --dtype and --value-range, of what a score map keeps."""
+    # with NumPy, which a server's supervisor does without
+    from convserve.reduction import DTYPES
+
     parser.add_argument("--top", type=count, metavar="K", help="keep the best K classes of each position")
     parser.add_argument("--argmax", action="store_true", help="keep the index of the best class alone")
     parser.add_argument("--softmax", action="store_true", help="scores after a softmax over all classes")
@@ -121,8 +124,10 @@ def add_reduction(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def reduction_of(args: argparse.Namespace, **instead: Any) -> Reduction:
+def reduction_of(args: argparse.Namespace, **instead: Any) -> "Reduction":
     """Return what add_reduction's arguments ask for, with other values instead of some; InputError as Reduction."""
+    from convserve.reduction import Reduction
+
     asked: dict[str, Any] = {name: getattr(args, name) for name in ("top", "argmax", "dtype")}
     asked["scores"] = "softmax" if args.softmax else "raw"
     asked["value_range"] = None if args.value_range is None else tuple(args.value_range)
