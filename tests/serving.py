@@ -31,6 +31,15 @@ def running_server(
     models: dict[str, Any] | Repository, server_options: dict[str, Any] | None = None, **options: Any
 ) -> Iterator[str]:
     """Serve models on a free loopback port, yield its address, drain at the end. options: of Limits."""
+    with running(models, server_options, **options) as server:
+        yield server.address
+
+
+@contextmanager
+def running(
+    models: dict[str, Any] | Repository, server_options: dict[str, Any] | None = None, **options: Any
+) -> Iterator[Server]:
+    """Do what running_server does, and yield the server."""
     state = SimpleNamespace()
     started = threading.Event()
 
@@ -38,7 +47,8 @@ def running_server(
         found = models if isinstance(models, Repository) else Repository(models)
         server = Server(found, port=0, limits=Limits(**options), **(server_options or {}))
         state.loop, state.stop = asyncio.get_running_loop(), asyncio.Event()
-        state.address = await server.start()
+        await server.start()
+        state.server = server
         started.set()
         await state.stop.wait()
         await server.drain(5)
@@ -47,7 +57,7 @@ def running_server(
     thread.start()
     assert started.wait(10), "the server did not start"
     try:
-        yield state.address
+        yield state.server
     finally:
         state.loop.call_soon_threadsafe(state.stop.set)
         thread.join(20)

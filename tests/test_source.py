@@ -25,10 +25,11 @@ WRITTEN = sorted(
 )
 
 # Each room may import itself, those in its row, and nothing else of ours. The ground lies under all.
-GROUND = {"errors", "settings", "reduction", "averaging", "results", "progress"}
+GROUND = {"errors", "optional", "settings", "reduction", "averaging", "results", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
+    "optional": {"errors"},
     "reduction": {"errors"},
     "averaging": {"errors"},
     "results": {"errors", "reduction"},

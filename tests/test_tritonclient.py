@@ -1,4 +1,4 @@
-"""tritonclient[grpc] as its users have it, in an environment of its own, against our server; and in one process."""
+"""tritonclient as its users have it, gRPC and HTTP, in an environment of its own against our server; in one process."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from model_folders import add_version
-from serving import running_server
+from serving import running
 from triton_environment import run
 
 import convserve
@@ -18,7 +18,8 @@ BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT = BUNDLED / "digit.png"
 
 
-def test_every_call_of_tritonclient_works(triton_python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("script", "parts"), [("tritonclient_calls.py", 7), ("tritonclient_http_calls.py", 7)])
+def test_every_call_of_tritonclient_works(triton_python: Path, tmp_path: Path, script: str, parts: int) -> None:
     model = convserve.load(BUNDLED / "digits.convserve")
     x = np.random.default_rng(0).random((2, 1, 28, 28), np.float32)
     local: Any = model.classify(DIGIT, top=11)
@@ -37,9 +38,10 @@ def test_every_call_of_tritonclient_works(triton_python: Path, tmp_path: Path) -
     add_version(tmp_path / "models", "small", 1)
     models = Repository({"digits": model}, ModelFolder(tmp_path / "models"))
     models.refresh()
-    with running_server(models) as address:
-        script = ROOT / "tests" / "tritonclient_calls.py"
-        assert run(triton_python, script, address, DIGIT, tmp_path / "expected.npz") == "passed 7\n"
+    with running(models, {"http_port": 0}) as server:
+        address = server.http_address if "http" in script else server.address
+        told = run(triton_python, ROOT / "tests" / script, address, DIGIT, tmp_path / "expected.npz")
+    assert told == f"passed {parts}\n"
 
 
 OURS = "from convserve.wire.infer_messages import oip; assert oip.ModelInferRequest(id='a').id == 'a'"

@@ -174,7 +174,7 @@ def test_threads_queues_and_memory_are_divided(
 # ---- processes that serve nothing
 
 
-def supervised(mode: str, *, count: int = 2, on_start: Callable[[str, list[str]], None] = lambda *_: None) -> None:
+def supervised(mode: str, *, count: int = 2, on_start: Callable[[str, str, list[str]], None] = lambda *_: None) -> None:
     command = [sys.executable, str(Path(__file__).with_name("worker_of_a_test.py")), mode]
     found = Supervisor(
         command, {"of": count}, count=count, host="127.0.0.1", port=0, grace_s=0.1, first_delay_s=0.001
@@ -212,14 +212,14 @@ def test_a_worker_that_does_not_end_is_killed(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all(number: signal.Signals) -> None:
-    began: list[tuple[str, list[str]]] = []
+    began: list[tuple[str, str, list[str]]] = []
 
-    def on_start(address: str, models: list[str]) -> None:
-        began.append((address, models))
+    def on_start(*told: Any) -> None:
+        began.append(told)
         os.kill(os.getpid(), number)
 
     supervised("good", count=3, on_start=on_start)
-    assert began == [("nowhere:1", ["none"])]
+    assert began == [("nowhere:1", "nowhere:2", ["none"])]
 
 
 # ---- workers that serve

@@ -1,4 +1,4 @@
-"""An environment of its own with tritonclient[grpc], as its users have it, and what runs in it."""
+"""An environment of its own with tritonclient[grpc,http], as its users have it, and what runs in it."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ import pytest
 __all__ = ["environment", "run"]
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 def _install(python: Path, *packages: str) -> None:
-    command = [*PIP, "--python", str(python), "install", "--retries", "1", *packages]
+    command = [*PIP, "--python", str(python), "install", "--no-compile", "--retries", "1", *packages]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
@@ -28,10 +28,10 @@ def environment(cache: pytest.Cache) -> Path:
     Skips the test where it cannot be made.
     """
     folder = cache.mkdir("tritonclient")
-    made, python = folder / "made-with-pillow", folder / "venv" / "bin" / "python"
+    made, python = folder / "made-with-http", folder / "venv" / "bin" / "python"
     if not made.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder / "venv"], check=True)
-        _install(python, "tritonclient[grpc]", "pillow")
+        _install(python, "tritonclient[grpc,http]", "pillow")
         _install(python, "--no-deps", "kserve")
         made.touch()
     return python

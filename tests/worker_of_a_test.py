@@ -29,7 +29,7 @@ async def main(mode: str, number: int) -> None:
     async def listen() -> dict[str, Any]:
         if mode == "dies":
             loop.call_later(0.01, os.kill, os.getpid(), signal.SIGKILL)
-        return {"address": "nowhere:1", "models": ["none"]}
+        return {"address": "nowhere:1", "http_address": "nowhere:2", "models": ["none"]}
 
     async def other(**_: Any) -> None:
         return

@@ -78,11 +78,12 @@ def run(args: argparse.Namespace) -> None:
     options = {name: one.value for name, one in settings.items()}
     nets = args.nets or ([] if options["repository"] else [str(BUNDLED)])
 
-    def tell(address: str, models: list[str]) -> None:
+    def tell(address: str, http_address: str, models: list[str]) -> None:
         if args.json:
-            print_json({"address": address, "models": models})
+            print_json({"address": address, "http_address": http_address or None, "models": models})
         else:
-            print(f"listening on {address} with {', '.join(models) or 'no model yet'}", flush=True)
+            rest = f"; HTTP on {http_address}" if http_address else ""
+            print(f"listening on {address} with {', '.join(models) or 'no model yet'}{rest}", flush=True)
 
     if options["workers"] == 1:
         serve_networks(nets, options, on_start=tell)
@@ -100,7 +101,9 @@ def _set_up_log(options: Mapping[str, Any], worker: int | None) -> None:
     )
 
 
-def _supervise(nets: Sequence[str], options: dict[str, Any], *, on_start: Callable[[str, list[str]], None]) -> None:
+def _supervise(
+    nets: Sequence[str], options: dict[str, Any], *, on_start: Callable[[str, str, list[str]], None]
+) -> None:
     import asyncio
 
     from convserve.server.supervisor import Supervisor, divided
@@ -114,6 +117,7 @@ def _supervise(nets: Sequence[str], options: dict[str, Any], *, on_start: Callab
         count=count,
         host=options["host"],
         port=options["port"],
+        http_port=options["http_port"],
         grace_s=options["grace"],
         poll_s=options["poll"],
     )
@@ -124,13 +128,13 @@ def serve_networks(
     nets: Sequence[str],
     options: Mapping[str, Any],
     *,
-    on_start: Callable[[str, list[str]], None] | None = None,
+    on_start: Callable[[str, str, list[str]], None] | None = None,
     worker: "Worker | None" = None,
 ) -> None:
     """Load networks and serve them with a value for each of OPTIONS, until SIGTERM or SIGINT.
 
-    on_start: called with host:port and the models' names once the server listens. worker: one of several, which listens
-    when its supervisor says so.
+    on_start: called with host:port of gRPC and of HTTP, "" for none, and the models' names once the server listens.
+    worker: one of several, which listens when its supervisor says so.
     """
     from convserve.server import Access, Certificates, Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
 
@@ -169,14 +173,15 @@ def serve_networks(
         folder = ModelFolder(options["repository"], ModelConfig(warm_up=options["warm_up"], **load_options))
     repository = Repository(models, folder) if worker is None else worker.repository(models, folder)
 
-    def tell(address: str) -> None:
+    def tell(address: str, http_address: str) -> None:
         if on_start is not None:
-            on_start(address, repository.known)
+            on_start(address, http_address, repository.known)
 
     serve(
         repository,
         host=options["host"],
         port=options["port"],
+        http_port=options["http_port"],
         limits=limits,
         grace_s=options["grace"],
         poll_s=options["poll"] if worker is None else None,

@@ -30,7 +30,7 @@ def main(number: int) -> int:
     begin = told["with"]
     worker = Worker(end, number=begin["number"], restarted=begin["restarted"], unloaded=begin["unloaded"])
     try:
-        serve_networks(begin["nets"], {**begin["options"], "port": begin["port"]}, worker=worker)
+        serve_networks(begin["nets"], {**begin["options"], **begin["ports"]}, worker=worker)
     except (ConvserveError, OSError) as error:
         kind = type(error).__name__ if isinstance(error, ConvserveError) else ConvserveError.__name__
         failed = {"ask": None, "what": "failed", "with": {"kind": kind, "text": str(error)}}

@@ -6,8 +6,8 @@ from types import TracebackType
 
 import numpy as np
 
+from convserve.optional import optional
 from convserve.scenes.georeference import GeoReference
-from convserve.scenes.optional import optional
 
 __all__ = ["ArrayFile", "NpyFile", "TiffFile"]
 

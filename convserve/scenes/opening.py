@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import ImageError
+from convserve.optional import installed
 from convserve.scenes.arrays import ArrayRows, DecodedRows, MappedRows
-from convserve.scenes.optional import installed
 from convserve.scenes.source import RowSource
 
 __all__ = ["is_scene", "open_scene", "scene_rows"]

@@ -7,9 +7,9 @@ import numpy as np
 
 from convserve.errors import ImageError
 from convserve.images.decode import check_pixels
+from convserve.optional import installed, optional
 from convserve.scenes.arrays import scaled_pixels, with_alpha, without_data
 from convserve.scenes.georeference import GeoReference
-from convserve.scenes.optional import installed, optional
 from convserve.scenes.source import BLOCK_BYTES, RowSource, pixel_type
 
 __all__ = ["RasterRows"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.scenes.optional import optional
+from convserve.optional import optional
 
 __all__ = ["lazy_array"]
 

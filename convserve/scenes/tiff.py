@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import ImageError
+from convserve.optional import optional
 from convserve.scenes.arrays import pixels_of, scaled_pixels, with_alpha, without_data
 from convserve.scenes.georeference import GeoReference
-from convserve.scenes.optional import optional
 from convserve.scenes.source import RowSource, pixel_type
 from convserve.scenes.tiff_page import PageRows
 

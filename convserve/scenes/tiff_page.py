@@ -7,7 +7,7 @@ import numpy as np
 
 from convserve.errors import ImageError
 from convserve.images.decode import check_pixels
-from convserve.scenes.optional import optional
+from convserve.optional import optional
 
 __all__ = ["PageRows"]
 

@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from convserve.errors import ImageError
+from convserve.optional import optional
 from convserve.scenes.arrays import ArrayRows
-from convserve.scenes.optional import optional
 
 __all__ = ["ZarrRows"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import InputError
+from convserve.optional import optional
 from convserve.reduction import ArraySpec
 from convserve.scenes.georeference import GeoReference
-from convserve.scenes.optional import optional
 from convserve.scenes.record import Record
 from convserve.scenes.sinks import Sink
 

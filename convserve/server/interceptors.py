@@ -1,7 +1,6 @@
 """What every call goes through: who may make it, its exceptions as gRPC statuses, its line in the log."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -11,27 +10,21 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from convserve.errors import ConvserveError, ServerBusy
+from convserve.errors import ConvserveError
 from convserve.server.access import Access
 from convserve.server.call_log import REQUEST_ID, REQUEST_ID_KEY, log_call, request_id_of
+from convserve.server.failures import failure_of
 from convserve.server.ledger import Ledger
 from convserve.server.limits import Limits
 from convserve.server.listening import Listeners
 from convserve.server.unread import Unread
-from convserve.wire.status import status_of, trailers_of
 
 __all__ = ["ErrorInterceptor"]
 
-# Trailing metadata travel in one HTTP/2 header block, which peers limit to some 8 KiB.
-_LONGEST_TEXT = 2000
-
-_MEMORY_WAIT_S = 1.0
 _MOST_LISTENERS = 64
 
 _OURS = ("/convserve.", "/inference.")
 _OPEN = "/grpc.health.v1."
-
-_log = logging.getLogger("convserve.server")
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
@@ -154,18 +147,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
-            except ConvserveError as error:
+            except Exception as error:
                 remaining = context.time_remaining()
-                code = status_of(error, overdue=remaining is not None and remaining <= 0)
-                text, trailers = str(error)[:_LONGEST_TEXT], trailers_of(error)
-            except MemoryError:
-                _log.exception("%s failed", call.method)
-                busy = ServerBusy("the server has not the memory for this request now", _MEMORY_WAIT_S)
-                code, text, trailers = status_of(busy), str(busy), trailers_of(busy)
-            except Exception:
-                _log.exception("%s failed", call.method)
-                code, text, trailers = grpc.StatusCode.INTERNAL, "internal error", ()
-            # behind the except blocks, since a client that does not read holds this up, and its traceback the arrays
+                code, text, trailers = failure_of(
+                    error, call.method, overdue=remaining is not None and remaining <= 0
+                )
+            # behind the except block, since a client that does not read holds this up, and its traceback the arrays
             await context.abort(code, text, trailing_metadata=(*trailers, own_trailer))
 
         return reporting

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["config_of", "index_of", "metadata_of", "server_metadata", "statistics_of"]
 
 PLATFORM = "convserve"
-EXTENSIONS = ("classification", "model_configuration", "model_repository", "parameters", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
 
 _TYPE_FP32, _FORMAT_NCHW = 11, 2
 

@@ -17,9 +17,9 @@ from convserve.wire.infer_messages import answer_to_message, request_from_messag
 from convserve.wire.open_inference import METHODS, OPEN_INFERENCE
 from convserve.wire.open_inference import messages as oip
 
-__all__ = ["OpenInferenceService", "add_open_inference"]
+__all__ = ["REFUSED", "OpenInferenceService", "add_open_inference"]
 
-_REFUSED = {
+REFUSED = {
     **{
         f"{kind}SharedMemory{action}": "there is no shared memory with clients; contents travel in messages"
         for kind in ("System", "Cuda")
@@ -28,6 +28,7 @@ _REFUSED = {
     "TraceSetting": "traces are set up where the server is started",
     "LogSettings": "logs are set up where the server is started",
 }
+"""The protocol's methods that there are not, and why."""
 
 _STREAM_WAIT_S = 1.0
 
@@ -180,7 +181,7 @@ def _refusing(text: str) -> grpc.RpcMethodHandler:
 
 def add_open_inference(service: OpenInferenceService, server: grpc.aio.Server) -> None:
     """Serve the protocol's methods; those that it has and convserve has not say so."""
-    handlers = {name: _refusing(text) for name, text in _REFUSED.items()}
+    handlers = {name: _refusing(text) for name, text in REFUSED.items()}
     for name, method in METHODS.items():
         make = grpc.stream_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
         handlers[name] = make(

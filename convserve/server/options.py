@@ -137,6 +137,13 @@ OPTIONS: dict[str, Option] = {
         Option("host", _text, "127.0.0.1", "address to listen on; 127.0.0.1 is this machine alone", "ADDRESS"),
         Option("port", _number(int, 0, 65535), 8500, "port to listen on, 0 for a free one", "PORT"),
         Option(
+            "http_port",
+            _number(int, 0, 65535),
+            None,
+            "port of REST, /healthz and /metrics, 0 for a free one; unset: none",
+            "PORT",
+        ),
+        Option(
             "repository",
             _text,
             None,

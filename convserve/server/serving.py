@@ -9,11 +9,12 @@ import signal
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from convserve.errors import InputError
+from convserve.optional import optional
 from convserve.server.access import Access
 from convserve.server.admission import Admission
 from convserve.server.batching import Batcher
@@ -34,6 +35,9 @@ from convserve.server.worker import Worker
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
 from convserve.wire.open_inference import OPEN_INFERENCE
 
+if TYPE_CHECKING:
+    from convserve.server.http_listener import HttpListener
+
 __all__ = ["Server", "serve"]
 
 # Calls beyond the engine's queue: those that are being refused, health watches, reflection.
@@ -53,6 +57,7 @@ class Server:
         *,
         host: str = "127.0.0.1",
         port: int = 8500,
+        http_port: int | None = None,
         limits: Limits | None = None,
         on_rest: Callable[[], None] | None = None,
         on_ready: Callable[[], None] | None = None,
@@ -63,13 +68,15 @@ class Server:
     ) -> None:
         """Prepare a server on host:port; port 0 takes a free one.
 
+        http_port: of REST, health and metrics, on the same host; None for none, 0 for a free one.
         on_rest: called when work has ended for a while. on_ready: called once, when every model was tried.
         poll_s: seconds between looks at the repository's folder. certificates: to speak TLS, None for plain text.
         access: who may call, None for everybody. shares_port: other processes listen there as well, and the system
         shares connections among them.
         """
-        if not 0 <= port <= 65535:
-            raise InputError(f"port is {port}; allowed: 0 to 65535")
+        for name, value in (("port", port), ("http_port", http_port or 0)):
+            if not 0 <= value <= 65535:
+                raise InputError(f"{name} is {value}; allowed: 0 to 65535")
         self._host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         self._wanted_port = port
         self._limits = limits or Limits()
@@ -88,16 +95,30 @@ class Server:
         self._service = ConvserveService(repository, self._admission, runs, self._limits)
         self.statistics = Statistics()
         """Of this process's requests."""
-        inference = Inference(repository, self._admission, runs, self._limits, self.statistics)
-        self._open_inference = OpenInferenceService(inference, self._admission, self._limits)
-        self._interceptor = ErrorInterceptor(ledger, self._limits, access)
         self._certificates, self._access, self._on_ready = certificates, access, on_ready
+        self._inference = Inference(repository, self._admission, runs, self._limits, self.statistics)
+        self._open_inference = OpenInferenceService(self._inference, self._admission, self._limits)
+        self._interceptor = ErrorInterceptor(ledger, self._limits, access)
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
         self._shares_port = shares_port
         self._tasks: set[asyncio.Task[None]] = set()
+        self._http = None if http_port is None else self._http_listener(http_port)
         self.address = ""
         """host:port that the server listens on, known after start()."""
+        self.http_address = ""
+        """The same of the HTTP port, "" where there is none."""
+
+    def _http_listener(self, port: int) -> "HttpListener":
+        for module in ("uvicorn", "starlette"):
+            optional(module, "http_port serves REST", extra="http")
+        from convserve.server.http_listener import HttpListener
+        from convserve.server.rest import application
+
+        paths = application(self._open_inference, self._inference, self._admission, self._limits, self._access)
+        return HttpListener(
+            paths, host=self._host, port=port, certificates=self._certificates, shares_port=self._shares_port
+        )
 
     async def start(self) -> str:
         """Listen, and return the address as host:port; InputError where that is not possible."""
@@ -133,6 +154,8 @@ class Server:
                 port = server.add_secure_port(wanted, self._certificates.credentials())
         except RuntimeError as error:
             raise InputError(f"cannot listen on {wanted}; it is in use, not allowed, or no address here") from error
+        if self._http is not None:
+            self.http_address = await self._http.start()
         await server.start()
         self._server = server
         self.address = f"{self._host}:{port}"
@@ -205,8 +228,11 @@ class Server:
                     await self._health.drain()
             stopping = asyncio.create_task(self._server.stop(grace_s))
             idle = asyncio.create_task(self._interceptor.idle())
+            closing = None if self._http is None else asyncio.create_task(self._http.drain(grace_s))
             await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
+            if closing is not None:
+                await closing
             # health watches never end by themselves
             await self._server.stop(_LAST_WORDS_S)
             await stopping
@@ -218,19 +244,20 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8500,
+    http_port: int | None = None,
     limits: Limits | None = None,
     grace_s: float = 30.0,
     poll_s: float | None = None,
     certificates: Certificates | None = None,
     access: Access | None = None,
-    on_start: Callable[[str], None] = print,
+    on_start: Callable[[str, str], None] = print,
     worker: Worker | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads repository and tokens again.
 
-    on_start is called with host:port once it listens; the models of a folder are loaded after that, and then a service
-    manager is told that the server is ready (NOTIFY_SOCKET). worker: one of several that share the port; its supervisor
-    says when to listen, what to read again, and handles SIGINT and SIGHUP.
+    on_start is called with host:port of gRPC and of HTTP ("" for none) once it listens; the models of a folder are
+    loaded after that, and then a service manager is told that the server is ready (NOTIFY_SOCKET). worker: one of
+    several that share the ports; its supervisor says when to listen, what to read again, and handles SIGINT and SIGHUP.
 
     The process is the server's: its C heap is set up to give back what it does not use.
     """
@@ -245,6 +272,7 @@ def serve(
         repository,
         host=host,
         port=port,
+        http_port=http_port,
         limits=limits,
         on_rest=trim_heap,
         on_ready=notify_ready,
@@ -272,7 +300,7 @@ def _is_loopback(host: str) -> bool:
 
 
 async def _serve(
-    server: Server, grace_s: float, on_start: Callable[[str], None], worker: Worker | None
+    server: Server, grace_s: float, on_start: Callable[[str, str], None], worker: Worker | None
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -283,6 +311,6 @@ async def _serve(
         loop.add_signal_handler(signal.SIGINT, stop.set)
         address = await server.start()
         loop.add_signal_handler(signal.SIGHUP, server.reload)
-        on_start(address)
+        on_start(address, server.http_address)
         await stop.wait()
     await server.drain(grace_s)

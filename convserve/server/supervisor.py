@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,17 +70,18 @@ class Supervisor:
         count: int,
         host: str,
         port: int,
+        http_port: int | None = None,
         grace_s: float,
         poll_s: float | None = None,
         first_delay_s: float = FIRST_DELAY_S,
     ) -> None:
         """Prepare count workers of a command, which gets the number of a socket as its last argument.
 
-        settings: JSON that each worker is told first, with number, port, restarted and unloaded. The others as serve()
+        settings: JSON that each worker is told first, with number, ports, restarted and unloaded. The others as serve()
         takes them.
         """
         self._command, self._settings = command, settings
-        self._count, self._host, self._port = count, host, port
+        self._count, self._host, self._port, self._http_port = count, host, port, http_port
         self._grace_s, self._poll_s, self._first_delay_s = grace_s, poll_s, first_delay_s
         self._alive: list[_Worker] = []
         self._serving: list[_Worker] = []
@@ -90,18 +91,22 @@ class Supervisor:
         # one change at a time, so that all workers have the same models
         self._changing = asyncio.Lock()
 
-    async def run(self, on_start: Callable[[str, list[str]], None]) -> None:
+    async def run(self, on_start: Callable[[str, str, list[str]], None]) -> None:
         """Serve until SIGTERM or SIGINT, then let all workers drain; SIGHUP is for all of them.
 
-        on_start: called with host:port and the models' names once all workers listen. Raises what the first worker
-        could not begin for, InputError where the port cannot be had, and ConvserveError where a worker dies again and
-        again.
+        on_start: called with host:port of gRPC and of HTTP, "" for none, and the models' names once all workers listen.
+        Raises what the first worker could not begin for, InputError where a port cannot be had, and ConvserveError
+        where a worker dies again and again.
         """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        with reserved_port(self._host.strip("[]"), self._port) as self._port:
+        host = self._host.strip("[]")
+        with ExitStack() as held:
+            self._port = held.enter_context(reserved_port(host, self._port))
+            if self._http_port is not None:
+                self._http_port = held.enter_context(reserved_port(host, self._http_port))
             serving = asyncio.create_task(self._serve(on_start))
             stopping = asyncio.create_task(stop.wait())
             try:
@@ -114,13 +119,13 @@ class Supervisor:
                 await asyncio.gather(serving, stopping, *self._tasks, return_exceptions=True)
                 await asyncio.gather(*map(self._ended, self._alive))
 
-    async def _serve(self, on_start: Callable[[str, list[str]], None]) -> None:
+    async def _serve(self, on_start: Callable[[str, str, list[str]], None]) -> None:
         numbers = range(1, self._count + 1)
         self._serving = list(await asyncio.gather(*(self._begin(number, restarted=False) for number in numbers)))
         await asyncio.gather(*(worker.prepared for worker in self._serving))
         found = await asyncio.gather(*(worker.control.ask("listen") for worker in self._serving))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-        on_start(found[0]["address"], found[0]["models"])
+        on_start(found[0]["address"], found[0]["http_address"], found[0]["models"])
         if self._poll_s is not None:
             self._run(self._poll(self._poll_s))
         await asyncio.gather(*(self._run(self._keep(worker)) for worker in self._serving))
@@ -156,7 +161,8 @@ class Supervisor:
         self._alive.append(worker)
         self._run(self._watch(worker))
         unloaded = sorted({name for one in self._serving if one.state for name in one.state["unloaded"]})
-        control.tell("begin", number=number, port=self._port, restarted=restarted, unloaded=unloaded, **self._settings)
+        ports = {"port": self._port, "http_port": self._http_port}
+        control.tell("begin", number=number, ports=ports, restarted=restarted, unloaded=unloaded, **self._settings)
         return worker
 
     async def _watch(self, worker: _Worker) -> None:

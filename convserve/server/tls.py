@@ -3,14 +3,18 @@
 import logging
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 
 from convserve.errors import InputError
 
 __all__ = ["Certificates"]
+
+Read = TypeVar("Read")
 
 _log = logging.getLogger("convserve.server")
 
@@ -31,29 +35,47 @@ class Certificates:
 
         Whoever connects after the files have changed sees the new ones; as long as those do not fit, the old ones stay.
         """
-        stamps = self._stamps()
-        first = self._read()
+        first, changed = self._watched(self._read)
+        return grpc.dynamic_ssl_server_credentials(
+            first,
+            changed,  # type: ignore[arg-type]  # None stands for no change
+            require_client_authentication=self.client_ca is not None
+        )
 
-        def changed() -> grpc.ServerCertificateConfiguration | None:
-            # called by gRPC, on a thread of its own, before each handshake
+    def context(self) -> ssl.SSLContext:
+        """Return the same for servers that are not gRPC's."""
+        first, changed = self._watched(self._context)
+        current = first
+
+        def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            # called at the beginning of each handshake, whether or not the client names a server
+            nonlocal current
+            current = changed() or current
+            connection.context = current
+
+        first.sni_callback = choose  # type: ignore[assignment]
+        return first
+
+    def _watched(self, read: Callable[[], Read]) -> tuple[Read, Callable[[], Read | None]]:
+        """Return what is read now, and a function that returns it again where the files have changed and fit."""
+        stamps = self._stamps()
+
+        def changed() -> Read | None:
+            # gRPC calls it on a thread of its own, before each handshake
             nonlocal stamps
             now = self._stamps()
             if now == stamps:
                 return None
             stamps = now
             try:
-                found = self._read()
+                found = read()
             except InputError as error:
                 _log.error("%s; the certificate of before stays", error)
                 return None
             _log.info("the certificate was read again")
             return found
 
-        return grpc.dynamic_ssl_server_credentials(
-            first,
-            changed,  # type: ignore[arg-type]  # None stands for no change
-            require_client_authentication=self.client_ca is not None
-        )
+        return read(), changed
 
     def _stamps(self) -> list[tuple[int, ...] | None]:
         found: list[tuple[int, ...] | None] = []
@@ -66,6 +88,12 @@ class Certificates:
         return found
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
+        self._context()
+        roots = None if self.client_ca is None else Path(self.client_ca).read_bytes()
+        pair = (Path(self.key).read_bytes(), Path(self.cert).read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+
+    def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # an encrypted key is refused rather than asked for at a terminal
@@ -74,17 +102,15 @@ class Certificates:
             raise InputError(
                 f"the certificate {self.cert!r} with the key {self.key!r} cannot be used: {_reason(error)}"
             ) from None
-        roots = None
         if self.client_ca is not None:
             try:
                 context.load_verify_locations(self.client_ca)
-                roots = Path(self.client_ca).read_bytes()
+                context.verify_mode = ssl.CERT_REQUIRED
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"the clients' authority {self.client_ca!r} cannot be used: {_reason(error)}"
                 ) from None
-        pair = (Path(self.key).read_bytes(), Path(self.cert).read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+        return context
 
 
 def _reason(error: Exception) -> str:

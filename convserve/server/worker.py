@@ -207,4 +207,4 @@ class Worker:
             await self._refresh(repository)
         address = await server.start()
         changed()
-        return {"address": address, "models": repository.state()["known"]}
+        return {"address": address, "http_address": server.http_address, "models": repository.state()["known"]}

@@ -108,7 +108,7 @@ def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def tensor_of(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> InferTensor:
+def tensor_of(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> InferTensor:
     """Return an input from its raw bytes, which are viewed; InputError, ShapeError where they do not fit together."""
     dtype, sizes = dtype_of(name, datatype), checked_shape(name, shape)
     # Python integers do not wrap, so a shape such as [2**62, 4, 4] cannot pass as a small one.
@@ -123,7 +123,7 @@ def tensor_of(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Inf
     return InferTensor(name, datatype, sizes, np.frombuffer(raw, dtype).reshape(sizes))
 
 
-def _strings(name: str, count: int, raw: bytes) -> list[bytes]:
+def _strings(name: str, count: int, raw: bytes | memoryview) -> list[bytes]:
     if count > MOST_ELEMENTS:
         raise ShapeError(f"the input {name[:100]!r} has {count} elements; allowed: 1 to {MOST_ELEMENTS}")
     found, at = [], 0
@@ -137,7 +137,7 @@ def _strings(name: str, count: int, raw: bytes) -> list[bytes]:
                 f"element {number} of the input {name[:100]!r} is {at - begin} bytes long, but {len(raw) - begin}"
                 " are left; an element is its length in 4 bytes, little-endian, and then its bytes"
             )
-        found.append(raw[begin:at])
+        found.append(bytes(raw[begin:at]))
     if at != len(raw):
         raise ShapeError(f"{len(raw) - at} bytes are left behind the {count} elements of the input {name[:100]!r}")
     return found

@@ -1,10 +1,13 @@
-"""The one table between convserve's exceptions and gRPC's status codes, read by the server and by the client."""
+"""The one table between convserve's exceptions and gRPC's status codes, read by the server and by the client.
+
+Beside it the HTTP status of each code.
+"""
 
 import grpc
 
 from convserve import errors
 
-__all__ = ["ERROR_KEY", "PUSHBACK_KEY", "error_of", "status_of", "trailers_of"]
+__all__ = ["ERROR_KEY", "HTTP_STATUS", "PUSHBACK_KEY", "error_of", "status_of", "trailers_of"]
 
 ERROR_KEY = "convserve-error"
 """Trailing metadata that names the exception's class, so that a client raises the same one."""
@@ -27,6 +30,21 @@ _TABLE: tuple[tuple[type[errors.ConvserveError], grpc.StatusCode], ...] = (
     (errors.RemoteError, grpc.StatusCode.INTERNAL),
     (errors.ConvserveError, grpc.StatusCode.INTERNAL),
 )
+
+HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+"""The HTTP status of each code, as Google's APIs map them."""
 
 
 def status_of(error: errors.ConvserveError, *, overdue: bool = False) -> grpc.StatusCode:
