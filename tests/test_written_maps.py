@@ -22,6 +22,7 @@ from interrupted import BUNDLED, NET, assert_same, leave_after, page
 import convserve
 from convserve import InputError, OutputError, Reduction, ShapeError
 from convserve.scenes.array_files import ArrayFile
+from convserve.scenes.record import RecordFile
 
 PADDED = "INPUT[32x32x1] -> [CONV3-32 -> RELU -> POOL2]*2 -> [FC-16 -> RELU]*1 -> FC-5"
 DEEP = "INPUT[64x64x1] -> [[CONV3-64 -> RELU]*2 -> POOL2]*2 -> [FC-16 -> RELU]*1 -> FC-5"
@@ -256,6 +257,17 @@ def test_a_file_that_may_not_grow_is_one_sentence(tmp_path: Path, digits: convse
 def test_a_folder_that_may_not_be_written_is_one_sentence(ending: str, digits: convserve.Model) -> None:
     with pytest.raises(OutputError, match=r"'/sys/map\..*' cannot be written: (Permission|Operation not|Read-only)"):
         digits.score_map(page(), output=f"/sys/map{ending}")
+
+
+def test_a_record_that_cannot_be_replaced_is_one_sentence(
+    tmp_path: Path, digits: convserve.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: RecordFile) -> None:
+        raise OSError(errno.EROFS, "no")
+
+    monkeypatch.setattr(RecordFile, "remove", refused)
+    with pytest.raises(OutputError, match=r"'.*map\.npy' cannot be written: Read-only file system"):
+        digits.score_map(page(), output=tmp_path / "map.npy")
 
 
 def test_outputs_that_cannot_be_meant(tmp_path: Path, digits: convserve.Model) -> None:

@@ -98,7 +98,8 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     try:
         picture.save(path, quality=88)
     except (OSError, ValueError) as error:
-        raise InputError(f"the picture {os.fspath(path)!r} cannot be written: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"the picture {os.fspath(path)!r} cannot be written: {reason}") from error
 
 
 def _labels(found: ScoreMap) -> list[str]:

@@ -125,7 +125,7 @@ class MapWriter:
             self._record = Record(self._fingerprint, place, self._reduction, restart(geometry, described))
             referenced = self._source.georeference
             ground = referenced and referenced.of_map(geometry.stride, geometry.window, geometry.offset)
-            self._sink.record.remove()
+            self._on_disk(self._sink.record.remove)
             self._on_disk(lambda: self._sink.create(self._known, ground))
             self._on_disk(lambda: self._sink.record.create(self._known))
         self._on_disk(lambda: self._sink.open(self._known))
