@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=count, default=3, metavar="N", help="turns of each server (default 3)")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each turn (default 5)")
     parser.add_argument("--overload-seconds", type=float, default=60, metavar="S", help="of too many requests (60)")
-    parser.add_argument("--deadline", type=float, default=2, metavar="S", help="of each of these requests (default 2)")
+    parser.add_argument("--deadline", type=float, default=2, metavar="S", help="each of them has at least (2)")
     parser.add_argument("--starts", type=count, default=7, metavar="N", help="of a server that is timed (default 7)")
     parser.add_argument("--short", action="store_true", help="one turn of a second each, a short overload, two starts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and results there")

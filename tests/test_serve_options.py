@@ -170,3 +170,26 @@ def test_the_documentation_has_every_setting() -> None:
         "| `{}` | `{}` | {} |".format(one.name, one.default_text, one.help.replace("|", "\\|"))
         for one in OPTIONS.values()
     ]
+
+
+def test_help_has_every_flag_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = capsys.readouterr().out
+    assert "usage: convserve serve [OPTION ...] [NET ...]\n" in told
+    assert told.index("\nmodels:") < told.index("--repository") < told.index("\nwhat it takes:")
+    assert all(f"  {option.flag}" in told for option in OPTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        ("cats=", "'cats=' is no network; give NAME=NET"),
+        ("=net.onnx", "'=net.onnx' is no network"),
+        ("{folder}", "is a folder; a folder of models is served with --repository "),
+        ("cats={folder}", "is a folder; a folder of models is served with --repository "),
+    ],
+)
+def test_what_is_no_network(net: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", net.format(folder=tmp_path)]) == 1
+    assert said in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.cli.arguments import BUNDLED, add_command, open_net
-from convserve.cli.output import print_json
+from convserve.cli.output import print_json, size_text
 from convserve.errors import InputError
 from convserve.server.options import OPTIONS, PREFIX, Option, document, resolve
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["register", "run", "serve_networks"]
 
 _WORKER = "convserve.cli.serve_worker"
+
+# what --help shows together; what is in none of these comes last
+_GROUPS = {
+    "where it listens, who may call": ("host", "port", "http_port", "tls_cert", "tls_key", "tls_client_ca", "tokens"),
+    "models": ("repository", "poll", "warm_up", "fit", "cache", "evict_weights"),
+    "what it takes": ("memory_budget", "run_memory_budget", "max_message", "max_image", "stall_timeout"),
+    "how it computes": ("workers", "max_running", "max_waiting", "threads", "max_batch", "max_delay"),
+    "its log and its end": ("log_format", "log_calls", "grace"),
+}
 
 
 def register(commands: Any) -> None:
@@ -30,6 +39,7 @@ def register(commands: Any) -> None:
         "convserve serve --repository models --poll 10\n"
         "convserve serve --port 0     the bundled digits on a free port, which it prints",
     )
+    parser.usage = "convserve serve [OPTION ...] [NET ...]"
     parser.add_argument(
         "nets",
         nargs="*",
@@ -42,12 +52,16 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print every setting and where it comes from, and end"
     )
-    for option in OPTIONS.values():
-        _add(parser, option)
+    grouped = {name for names in _GROUPS.values() for name in names}
+    others = tuple(name for name in OPTIONS if name not in grouped)
+    for title, names in {**_GROUPS, "other settings": others}.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add(group, OPTIONS[name])
     parser.set_defaults(run=run)
 
 
-def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+def _add(parser: "argparse._ArgumentGroup", option: Option) -> None:
     default = "" if option.default is None else f" (default {option.default_text})"
     said = (option.help + default).replace("%", "%%")
     if option.metavar:
@@ -79,11 +93,14 @@ def run(args: argparse.Namespace) -> None:
     nets = args.nets or ([] if options["repository"] else [str(BUNDLED)])
 
     def tell(address: str, http_address: str, models: list[str]) -> None:
+        budget = options["memory_budget"]
         if args.json:
-            print_json({"address": address, "http_address": http_address or None, "models": models})
+            told = {"address": address, "http_address": http_address or None, "models": models}
+            print_json({**told, "memory_budget": budget})
         else:
+            within = "" if budget is None else f", within {size_text(budget)}"
             rest = f"; HTTP on {http_address}" if http_address else ""
-            print(f"listening on {address} with {', '.join(models) or 'no model yet'}{rest}", flush=True)
+            print(f"listening on {address} with {', '.join(models) or 'no model yet'}{within}{rest}", flush=True)
 
     if options["workers"] == 1:
         serve_networks(nets, options, on_start=tell)
@@ -164,6 +181,8 @@ def serve_networks(
         name, path = _name_and_path(text)
         if name in models:
             raise InputError(f"two networks are called {name!r}; give one another name: NAME={path}")
+        if Path(path).is_dir():
+            raise InputError(f"{path!r} is a folder; a folder of models is served with --repository {path}")
         models[name] = open_net(path, **load_options)
         if options["warm_up"]:
             warm_up(models[name])
@@ -194,6 +213,8 @@ def serve_networks(
 
 def _name_and_path(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
-    if equals and name and not Path(text).exists():
+    if equals and not Path(text).exists():
+        if not name or not path:
+            raise InputError(f"{text!r} is no network; give NAME=NET, such as cats=squeezenet.onnx")
         return name, path
     return ("pattern" if "->" in text else Path(text).stem), text
