@@ -204,3 +204,17 @@ def test_cancelled_run_stops():
         execution.cancel()
         assert execution.advance() == CANCELLED
     assert same_bits(run_engine(engine, x), run_engine(engine, x))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_values_that_begin_at_any_byte(offset: int, channels_last: bool) -> None:
+    graph = residual_net()
+    engine, x = engine_of(graph), image(graph)
+    values = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if channels_last else x
+    there = np.frombuffer(bytes(offset) + values.tobytes(), np.float32, offset=offset).reshape(values.shape)
+    there = there.transpose(0, 3, 1, 2) if channels_last else there
+    assert not there.flags.aligned
+    for isa in ISAS:
+        with settings(ISA=isa):
+            assert same_bits(run_engine(engine, there), run_engine(engine, x))

@@ -322,7 +322,7 @@ static void multiply_add(int64_t n, int64_t length, const float *x, const float 
     }
 }
 
-INLINE void interleave_streams(int64_t count, const int streams, const float *in, int64_t pitch, float scale,
+INLINE void interleave_streams(int64_t count, const int streams, const AnyFloat *in, int64_t pitch, float scale,
                               float *restrict out)
 {
     for (int64_t i = 0; i < count; i++)
@@ -332,7 +332,7 @@ INLINE void interleave_streams(int64_t count, const int streams, const float *in
 }
 
 /* a constant number of streams lets the compiler shuffle whole vectors */
-static void interleave(int64_t count, int64_t streams, const float *in, int64_t pitch, float scale, float *out)
+static void interleave(int64_t count, int64_t streams, const AnyFloat *in, int64_t pitch, float scale, float *out)
 {
     switch (streams) {
     case 2:

@@ -8,6 +8,9 @@
 
 #include <stdint.h>
 
+/* a float at any address */
+typedef float AnyFloat __attribute__((aligned(1)));
+
 #define CS_PANEL 16   /* output channels of one weight panel */
 #define CS_MR_MAX 16  /* pitch of the pointer rows below */
 
@@ -100,7 +103,7 @@ struct cs_kernels {
     void (*multiply_add)(int64_t n, int64_t length, const float *x, const float *weights, float *out);
 
     /* out[i*streams + s] = scale * in[s*pitch + i] for i < count */
-    void (*interleave)(int64_t count, int64_t streams, const float *in, int64_t pitch, float scale, float *out);
+    void (*interleave)(int64_t count, int64_t streams, const AnyFloat *in, int64_t pitch, float scale, float *out);
 
     /* out[c] = in[c] / (bias + scale * sum over j < size of in[c - below + j]^2)^beta, neighbours outside counting 0;
      * squares: room for channels + size + 16 values */

@@ -7,6 +7,12 @@ from convserve.kernels.dispatch cimport cs_activation, cs_combination
 from convserve.kernels.rows cimport (Op, Patch, Place, Ring, Run, Share, Sink, Source, part_of, patch_of,
                                      pixel_of, place_of, ring_row)
 
+cdef inline float any_float(const char *at) noexcept nogil:
+    """Return the float at any address: arrays that come over the wire begin anywhere."""
+    cdef float value
+    memcpy(&value, at, sizeof(float))
+    return value
+
 
 cdef void pixelwise_rows(const Op *op, const Run *run, const Share *share) noexcept nogil:
     """Rows [begin, end) of an operation with one input, whose kind is COPY, PRELU, AFFINE, SOFTMAX, LOG_SOFTMAX,
@@ -126,7 +132,7 @@ cdef void read_rows(const Op *op, const Run *run, const Share *share) noexcept n
             else:
                 value = values + c * source.channel_stride
                 for column in range(count):
-                    out[column * y.pixel_pitch + c] = op.scale * (<const float *> value)[0]
+                    out[column * y.pixel_pitch + c] = op.scale * any_float(value)
                     value += source.pixel_stride
 
 

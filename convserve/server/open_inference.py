@@ -13,7 +13,7 @@ from convserve.server.limits import Limits
 from convserve.server.model_facts import config_of, index_of, metadata_of, server_metadata, statistics_of
 from convserve.server.unread import COPIES, Unread
 from convserve.wire.infer import LONGEST_ID
-from convserve.wire.infer_messages import answer_to_message, request_from_message
+from convserve.wire.infer_messages import answer_to_message, request_from_bytes, request_from_message
 from convserve.wire.open_inference import METHODS, OPEN_INFERENCE
 from convserve.wire.open_inference import messages as oip
 
@@ -117,7 +117,7 @@ class OpenInferenceService:
     async def ModelInfer(self, unread: Unread, context: grpc.aio.ServicerContext) -> Any:
         """Answer with a model's outputs, or with a score map."""
         async with self._admission.call(context) as held:
-            request = request_from_message(await unread.message(held))
+            request = await unread.message(held)
             return answer_to_message(await self._inference.infer(request, context, held))
 
     async def ModelStreamInfer(self, _: object, context: grpc.aio.ServicerContext) -> None:
@@ -186,7 +186,7 @@ def add_open_inference(service: OpenInferenceService, server: grpc.aio.Server) -
         make = grpc.stream_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
         handlers[name] = make(
             getattr(service, name),
-            request_deserializer=method.request.FromString,
+            request_deserializer=request_from_bytes if name == "ModelInfer" else method.request.FromString,
             response_serializer=method.response.SerializeToString,
         )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))

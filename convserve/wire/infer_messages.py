@@ -1,12 +1,13 @@
 """Inferences to and from the Open Inference Protocol's messages; no tensor becomes a Python list on the way."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from convserve.errors import InputError, ShapeError
+from convserve.wire.fields import split_field
 from convserve.wire.infer import (
     LONGEST_ID,
     MOST_TENSORS,
@@ -22,19 +23,32 @@ from convserve.wire.infer import (
 )
 from convserve.wire.open_inference import messages as oip
 
-__all__ = ["answer_to_message", "request_from_message", "requested_output"]
+__all__ = ["answer_to_message", "request_from_bytes", "request_from_message", "requested_output"]
 
+_RAW_CONTENTS = oip.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 _FIELD_OF = {"FP32": "fp32_contents", "UINT8": "uint_contents", "BYTES": "bytes_contents"}
 
 
-def request_from_message(message: Any) -> InferRequest:
-    """Return what a ModelInferRequest asks for. Raises InputError, ShapeError where its parts do not fit together."""
+def request_from_bytes(data: bytes) -> InferRequest:
+    """Return what an encoded ModelInferRequest asks for, raw contents as views of it: they are most of it.
+
+    Raises DecodeError, InputError, ShapeError.
+    """
+    rest, raw = split_field(data, _RAW_CONTENTS)
+    return request_from_message(oip.ModelInferRequest.FromString(rest), raw)
+
+
+def request_from_message(message: Any, raw: Sequence[bytes | memoryview] | None = None) -> InferRequest:
+    """Return what a ModelInferRequest asks for. raw: its raw contents, where they are not in the message.
+
+    Raises InputError, ShapeError where its parts do not fit together.
+    """
     for what, parts in (("inputs", message.inputs), ("outputs", message.outputs)):
         if len(parts) > MOST_TENSORS:
             raise InputError(f"the request has {len(parts)} {what}; allowed: at most {MOST_TENSORS}")
     if len(message.id) > LONGEST_ID:
         raise InputError(f"the request's id has {len(message.id)} characters; allowed: at most {LONGEST_ID}")
-    raw = message.raw_input_contents
+    raw = message.raw_input_contents if raw is None else raw
     if raw and len(raw) != len(message.inputs):
         raise InputError(f"the request has {len(message.inputs)} inputs, but {len(raw)} raw contents; one for each")
     inputs = []
