@@ -5,12 +5,14 @@ at once, would stay resident for good.
 """
 
 import ctypes
+import gc
 
-__all__ = ["keep_heap_small", "trim_heap"]
+__all__ = ["collect_garbage", "keep_heap_small", "set_objects_aside", "trim_heap"]
 
 # The names of malloc.h, and the settings: a block of this size or larger is a mapping of its own.
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-MAPPED_BLOCK_BYTES = 256 << 10
+# Messages of one image lie below it: mapped anew for each, their pages would cost a tenth of a light network's time.
+MAPPED_BLOCK_BYTES = 2 << 20
 ARENAS = 2
 
 
@@ -27,3 +29,18 @@ def trim_heap() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(ctypes.c_size_t(0))
+
+
+def set_objects_aside() -> None:
+    """Let the garbage collector leave alone what is there by now: networks and plans, which stay, are most of it."""
+    gc.collect()
+    gc.freeze()
+
+
+def collect_garbage() -> None:
+    """Free circles of objects, among those that were set aside too."""
+    aside = gc.get_freeze_count()
+    gc.unfreeze()
+    gc.collect()
+    if aside:
+        gc.freeze()

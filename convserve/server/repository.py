@@ -1,6 +1,5 @@
 """The models that a server answers for, by name and version: loaded, replaced and unloaded while it runs."""
 
-import gc
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from convserve.errors import (
     ModelNotFoundError,
     ServerUnavailable,
 )
-from convserve.server.heap import trim_heap
+from convserve.server.heap import collect_garbage, trim_heap
 from convserve.server.model_folder import Candidate, ModelFolder, is_model_name
 
 if TYPE_CHECKING:
@@ -360,5 +359,5 @@ def _is_spoilt(version: _Version) -> bool:
 
 def _give_back() -> None:
     # what a model held in cycles, and what the C heap keeps of it
-    gc.collect()
+    collect_garbage()
     trim_heap()

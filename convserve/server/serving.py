@@ -18,7 +18,7 @@ from convserve.optional import optional
 from convserve.server.access import Access
 from convserve.server.admission import Admission
 from convserve.server.batching import Batcher
-from convserve.server.heap import keep_heap_small, trim_heap
+from convserve.server.heap import keep_heap_small, set_objects_aside, trim_heap
 from convserve.server.inference import Inference
 from convserve.server.interceptors import ErrorInterceptor
 from convserve.server.ledger import Ledger
@@ -311,6 +311,7 @@ async def _serve(
         loop.add_signal_handler(signal.SIGINT, stop.set)
         address = await server.start()
         loop.add_signal_handler(signal.SIGHUP, server.reload)
+        set_objects_aside()
         on_start(address, server.http_address)
         await stop.wait()
     await server.drain(grace_s)
