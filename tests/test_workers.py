@@ -183,7 +183,7 @@ def supervised(mode: str, *, count: int = 2, on_start: Callable[[str, str, list[
 
 
 def test_a_worker_that_cannot_begin_ends_the_server() -> None:
-    with pytest.raises(ModelFormatError, match=r"^number \d of 2 cannot$"):
+    with pytest.raises(ModelFormatError, match=r"^worker (\d): number \1 of 2 cannot$"):
         supervised("fails", on_start=lambda *_: pytest.fail("it did not begin"))
 
 
@@ -348,4 +348,4 @@ def test_workers_that_cannot_begin_say_why_once() -> None:
     command = [sys.executable, "-m", "convserve", "serve", "--port", "0", "--workers", "2", "/nowhere/net.onnx"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "convserve: no model file at '/nowhere/net.onnx'\n"
+    assert re.fullmatch(r"convserve: worker \d: no model file at '/nowhere/net.onnx'\n", done.stderr)

@@ -65,4 +65,5 @@ def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.sock
 
 
 def _refused(host: str, port: int) -> InputError:
-    return InputError(f"cannot listen on {host}:{port}; it is in use, not allowed, or no address here")
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return InputError(f"cannot listen on {where}; it is in use, not allowed, or no address here")

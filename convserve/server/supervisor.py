@@ -178,7 +178,7 @@ class Supervisor:
 
     async def _failed(self, worker: _Worker, *, kind: str, text: str) -> None:
         if not worker.prepared.done():
-            worker.prepared.set_exception(getattr(errors, kind)(text))
+            worker.prepared.set_exception(getattr(errors, kind)(f"worker {worker.number}: {text}"))
 
     async def _ended(self, worker: _Worker) -> None:
         _terminate(worker)
