@@ -344,6 +344,26 @@ def test_workers_hold_the_weights_once_and_go_when_their_supervisor_is_killed() 
         eventually(lambda: all(map(ended, workers)))
 
 
+def test_workers_share_the_http_port_too_also_when_begun_again() -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn, which serves HTTP, is not installed")
+    with reserved_port("127.0.0.1", 0) as port:
+        pass
+    for _ in range(2):
+        # the connections that the first server closed are still known to the system when the second begins
+        with process_of("--workers", "2", "--http-port", str(port), "--log-calls") as (process, _):
+            connections = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(12)]
+            for one in connections:
+                one.sendall(b"GET /v2/models/digits/stats HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+                with one.makefile("rb") as answer:
+                    assert answer.read().startswith(b"HTTP/1.1 200")
+            process.terminate()
+            assert process.wait(20) == 0
+            for one in connections:
+                one.close()
+            assert process.stderr is not None
+            assert set(re.findall(r"worker \d", process.stderr.read())) == {"worker 1", "worker 2"}
+
+
 def test_workers_that_cannot_begin_say_why_once() -> None:
     command = [sys.executable, "-m", "convserve", "serve", "--port", "0", "--workers", "2", "/nowhere/net.onnx"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

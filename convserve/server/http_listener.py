@@ -77,8 +77,9 @@ class HttpListener:
                 self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             self._socket = socket.socket(family, socket.SOCK_STREAM)
-            shared = socket.SO_REUSEPORT if self._shares_port else socket.SO_REUSEADDR
-            self._socket.setsockopt(socket.SOL_SOCKET, shared, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._shares_port:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(self._host != "::"))
             self._socket.bind(place)
