@@ -41,7 +41,9 @@ def seconds(text: str) -> float:
 
 @contextmanager
 def started(command: list[str], **environment: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run a command that serves, with --json and on a free port; yield its process and address, kill it at the end."""
+    """Run a command that serves, with --json and on free ports; yield its process and address, kill it at the end."""
+    if any(part.startswith("--http-port=") for part in command):
+        command = [*command, "--http-port", "0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVSERVE_")}
     with subprocess.Popen(
         [*command, "--json", "--port", "0"],
@@ -213,22 +215,36 @@ def test_the_containers_command_runs(name: str, models: Path) -> None:
     folder = "/mnt/models" if name == "kserve.yaml" else "/models"
     arguments = [part.replace(f"={folder}", f"={models}") for part in container["args"]]
     assert f"--repository={models}" in arguments
-    assert [port["containerPort"] for port in container["ports"]] == [OPTIONS["port"].default]
     with started([*OURS, *arguments]) as (process, address):
         assert main(["health", address, "--wait", "20"]) == 0
         ends_well(process)
 
 
+def ports_of(container: dict[str, Any]) -> dict[str, int]:
+    """Return the ports that a container's command listens on."""
+    given = dict(part.removeprefix("--").split("=") for part in container["args"] if "port=" in part)
+    return {"grpc": int(given.get("port", OPTIONS["port"].default)), "http": int(given["http-port"])}
+
+
 @pytest.mark.parametrize("name", ["kubernetes.yaml", "kserve.yaml"])
-def test_probes_ask_the_port_and_memory_has_room(name: str) -> None:
+def test_memory_has_room_for_more_than_the_budget(name: str) -> None:
     container = container_of(documents(name)[0])
-    probes = [value for key, value in container.items() if key.endswith("Probe")]
-    assert probes
-    assert all(probe["grpc"] == {"port": OPTIONS["port"].default} for probe in probes)
     [budget] = [part.partition("=")[2] for part in container["args"] if part.startswith("--memory-budget=")]
     units = {"Gi": 1 << 30, "Mi": 1 << 20}
     for size in (container["resources"][kind]["memory"] for kind in ("requests", "limits")):
         assert int(size[:-2]) * units[size[-2:]] > OPTIONS["memory_budget"].parse(budget)
+
+
+def test_probes_and_ports_are_those_of_the_command() -> None:
+    deployment, service = documents("kubernetes.yaml")
+    container = container_of(deployment)
+    ports = ports_of(container)
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == ports
+    assert {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == ports
+    probes = [value for key, value in container.items() if key.endswith("Probe")]
+    assert len(probes) == 3
+    assert all(probe["grpc"] == {"port": ports["grpc"]} for probe in probes)
+    assert deployment["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(ports["http"])
 
 
 def test_a_pod_has_time_to_drain() -> None:
@@ -240,7 +256,6 @@ def test_a_pod_has_time_to_drain() -> None:
     assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == image()["USER"][0]
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels
-    assert service["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert set(mounted) == {volume["name"] for volume in pod["volumes"]}
     assert f"XDG_CACHE_HOME={mounted['cache']}" in image()["ENV"][0]
@@ -255,7 +270,11 @@ def test_the_runtime_serves_what_the_service_asks_for() -> None:
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
     assert model["modelFormat"]["name"] in [one["name"] for one in runtime["spec"]["supportedModelFormats"]]
     assert container_of(runtime)["name"] == "kserve-container"
-    assert [port["name"] for port in container_of(runtime)["ports"]] == ["h2c"]
+    ports = ports_of(container_of(runtime))
+    assert [(port["name"], port["containerPort"]) for port in model["ports"]] == [("h2c", ports["grpc"])]
+    # what KServe takes where a service names no port
+    assert ports["http"] == 8080
+    assert runtime["spec"]["annotations"]["prometheus.kserve.io/port"] == str(ports["http"])
 
 
 def test_the_version_of_the_images_is_this_one() -> None:
