@@ -143,7 +143,7 @@ def test_planned_bytes_are_allocated_bytes(data, graph, threads, images):
 def test_memory_of_another_size_is_refused():
     engine = engine_of(residual_net())
     executor = engine.executor(40, 40)
-    with pytest.raises(ValueError, match="not what its plan says"):
+    with pytest.raises(ValueError, match="less than its plan says"):
         Execution(executor, Memory(executor.plan.total_bytes - 64))
 
 

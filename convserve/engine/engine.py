@@ -145,23 +145,27 @@ class Engine:
         return executor
 
     @contextmanager
-    def execution(self, executor: Executor, meter: Meter | None = None) -> Iterator[Execution]:
+    def execution(
+        self, executor: Executor, meter: Meter | None = None, memory: Memory | None = None
+    ) -> Iterator[Execution]:
         """Give an Execution with memory for its run, and take the memory back afterwards.
 
         Memory of up to 16 MiB stays mapped for the next run at the network's own window; any other goes back to the
-        system.
+        system. memory: the caller's, at least as large as the plan says, which stays as it is.
         """
-        size = executor.plan.arena_bytes + executor.plan.scratch_bytes
-        memory = self._take(size)
+        own = memory is None
+        if memory is None:
+            memory = self._take(executor.plan.arena_bytes + executor.plan.scratch_bytes)
         if meter is not None:
             meter.look(executor.plan, memory.size_bytes)
         try:
             yield Execution(executor, memory)
         finally:
             window = self.graph.input_volume
-            if (executor.plan.height, executor.plan.width) == (window.height, window.width):
+            at_window = (executor.plan.height, executor.plan.width) == (window.height, window.width)
+            if own and at_window:
                 self._give(memory)
-            else:
+            elif own:
                 memory.close()
 
     def run(
@@ -172,46 +176,47 @@ class Engine:
         meter: Meter | None = None,
         memory_budget: int | None = None,
         score_bytes: int = 0,
+        into: dict[str, np.ndarray] | None = None,
+        memory: Memory | None = None,
     ) -> dict[str, np.ndarray]:
         """Return each output for the images, float32 (N, C, H, W), by name; large batches run in groups.
 
         meter: looks at the runs. memory_budget: bytes, default the engine's; score_bytes: what the caller holds of
-        them. Raises RunCancelled where cancellation ended the run, MemoryBudgetError.
+        them. into: write to these, of any strides, instead of new ones. memory: as for execution. Raises RunCancelled
+        where cancellation ended the run, MemoryBudgetError.
         """
         cancellation = cancellation or Cancellation()
-
-        # where every processor has a run of its own, none is helped by the others' threads
-        threads = 1 if runs_about() >= max(2, available_threads()) else None
-        planned = self._planned(image.height, image.width, memory_budget, score_bytes, threads)
-        at_once = self._images_at_once(image.count, planned)
-        executor = planned(at_once)
-        shown = executor.plan.program.shown()
-        results = {
+        # where every processor has a run of its own, none is helped by the others' threads; memory that is given was
+        # planned for all of them
+        alone = memory is None and runs_about() >= max(2, available_threads())
+        sizes: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": score_bytes}
+        groups = self.groups(image.count, image.height, image.width, threads=1 if alone else None, **sizes)
+        shown = groups[0].plan.program.shown()
+        results = into or {
             output.name: empty_scores(image.count, tensor.volume.channels, tensor.height, tensor.width)
             for output, tensor in zip(self.graph.outputs, shown, strict=True)
         }
-        for first in range(0, image.count, at_once):
-            group = image.rows[first : first + at_once]
-            if len(group) != at_once:
-                executor = planned(len(group))
-            with self.execution(executor, meter) as run:
-                run.set_source(group, table=image.table, channel_of=image.channel_of)
+        first = 0
+        for executor in groups:
+            end = first + executor.plan.images
+            with self.execution(executor, meter, memory) as run:
+                run.set_source(image.rows[first:end], table=image.table, channel_of=image.channel_of)
                 for number, output in enumerate(self.graph.outputs):
-                    run.set_sink(number, results[output.name][first : first + at_once].transpose(0, 2, 3, 1))
+                    run.set_sink(number, results[output.name][first:end].transpose(0, 2, 3, 1))
                 cancellation.watch(run.cancel)
                 try:
                     if run.advance() == CANCELLED:
                         raise RunCancelled(f"the run was cancelled after {first} of {image.count} images")
                 finally:
                     cancellation.watch(None)
+            first = end
         return results
 
     def run_bytes(self, count: int, height: int, width: int, *, memory_budget: int | None = None) -> int:
         """Return what run takes for so many images, whatever runs are about: arena, scratch and what it returns."""
         largest = 0
         for threads in (1, None):
-            planned = self._planned(height, width, memory_budget, 0, threads)
-            plan = planned(self._images_at_once(count, planned)).plan
+            plan = self.groups(count, height, width, memory_budget=memory_budget, threads=threads)[0].plan
             scores = sum(tensor.volume.channels * tensor.height * tensor.width for tensor in plan.program.shown())
             largest = max(largest, plan.arena_bytes + plan.scratch_bytes + 4 * scores * count)
         return largest
@@ -238,33 +243,23 @@ class Engine:
         for form in forms:
             form.release_idle()
 
-    def _planned(
-        self, height: int, width: int, memory_budget: int | None, score_bytes: int, threads: int | None
-    ) -> Callable[[int], Executor]:
-        def planned(images: int) -> Executor:
-            return self.executor(
-                height,
-                width,
-                images=images,
-                memory_budget=memory_budget,
-                score_bytes=score_bytes,
-                threads=threads,
-            )
+    def groups(self, count: int, height: int, width: int, **sizes: Any) -> list[Executor]:
+        """Return the executors of the groups in which run computes so many images, one after another.
 
-        return planned
-
-    @staticmethod
-    def _images_at_once(count: int, planned: Callable[[int], Executor]) -> int:
-        if count <= 1:
-            return 1
-        at_once = min(count, MOST_IMAGES, max(1, BATCH_ARENA_BYTES // planned(1).plan.arena_bytes))
+        sizes: memory_budget, score_bytes and threads, as for executor. Raises ShapeError, MemoryBudgetError.
+        """
+        executor = self.executor(height, width, **sizes)
+        at_once = min(count, MOST_IMAGES, max(1, BATCH_ARENA_BYTES // executor.plan.arena_bytes))
         while at_once > 1:
             try:
-                planned(at_once)
-                return at_once
+                executor = self.executor(height, width, images=at_once, **sizes)
+                break
             except MemoryBudgetError:
                 at_once //= 2
-        return 1
+        found = [executor] * (count // at_once)
+        if count % at_once:
+            found.append(self.executor(height, width, images=count % at_once, **sizes))
+        return found
 
     def _take(self, size_bytes: int) -> Memory:
         with self._lock:

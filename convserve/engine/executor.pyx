@@ -168,8 +168,8 @@ cdef class Execution:
         cdef char *scratch = arena + <int64_t> plan.arena_bytes
         cdef Run *run = &self.walk.run
         self.executor, self.memory, self.kept = executor, memory, []
-        if sizeof(Ring) != RING_BYTES or memory.size_bytes != plan.arena_bytes + plan.scratch_bytes:
-            raise ValueError("the memory of a run is not what its plan says")
+        if sizeof(Ring) != RING_BYTES or memory.size_bytes < plan.arena_bytes + plan.scratch_bytes:
+            raise ValueError("the memory of a run is less than its plan says")
         self.sinks = <Sink *> calloc(len(plan.program.sink_rows), sizeof(Sink))
         if self.sinks == NULL:
             raise MemoryBudgetError("the operating system refused memory for a run")
