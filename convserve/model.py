@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve import dense, settings
 from convserve.averaging import Averaging
-from convserve.dense import MergedRows, MergedStream, RowStream, ScoreStream
+from convserve.dense import CropRows, MergedRows, MergedStream, RowStream, ScoreStream
 from convserve.engine.engine import Cancellation, Engine
 from convserve.engine.meter import Meter
 from convserve.engine.source import ImageRows, tensor_rows
@@ -221,8 +221,9 @@ class Model:
         image: as for classify, never resized or cropped, or float32 (1, C, H, W), taken as already preprocessed.
         stride: pixels, default the network's output stride; a divisor or a multiple of it. classes: indices or labels
         to keep. method: "auto" slides the network, a finer stride by the faster of "shifted" passes and one "atrous"
-        pass of dilated layers; "crops" runs every crop, at any stride. Without padding all give the same bits;
-        docs/dense.md says how others differ. edge: where windows do not fill the image, "none", "pad" (zeros at the
+        pass of dilated layers; "crops" runs every crop, at any stride, "crops-shared" gives the same and shares
+        what neighbouring crops have in common. Without padding all give the same bits; docs/dense.md says how others
+        differ. edge: where windows do not fill the image, "none", "pad" (zeros at the
         bottom and right) or "align" (the last windows at its end).
         reduce: what is kept of a position's scores, default all, as they are. progress: show a bar on stderr.
         output: which output of several; or a file (.npy .npz .zarr .tif): rows go there as they become final, the
@@ -280,7 +281,7 @@ class Model:
         edge: str = "none",
         output: str | None = None,
         memory_budget: int | str | None = None,
-    ) -> RowStream | MergedRows:
+    ) -> RowStream | MergedRows | CropRows:
         """Return a stream that takes an image's rows block by block: what stream() and the server feed.
 
         dtype: "uint8" rows are preprocessed, "float32" ones are taken as they are. scores: as for score_stream.
@@ -322,7 +323,7 @@ class Model:
         options: Any = {"stride": stride, "classes": classes, "method": method, "edge": edge, "output": output}
         options |= {"memory_budget": memory_budget, "scores": kept.scores}
 
-        def opened(dtype: str) -> RowStream | MergedRows:
+        def opened(dtype: str) -> RowStream | MergedRows | CropRows:
             return self.row_stream(cast(int, width), dtype=dtype, **options)
 
         return dense.streamed(rows, opened, None if reduce is None else kept)

@@ -111,7 +111,7 @@ class Geometry:
     image: (height, width) in pixels, 0 while unknown. edge: what was done where windows do not fill the image, "none";
     "pad", windows may leave it at the bottom and right, where they see zeros; or "align", the last row and column of
     windows lie at its end, nearer to the ones before than the stride. method: "dense" (one pass at the network's own
-    stride or a coarser one), "shifted", "atrous" or "crops".
+    stride or a coarser one), "shifted", "atrous", "crops" or "crops-shared" (crops that share what they can).
     """
 
     rows: int

@@ -11,7 +11,7 @@ from convserve.errors import MemoryBudgetError
 from convserve.graph.ir import Graph
 from convserve.progress import ProgressBar
 from convserve.reduction import Reduction
-from convserve.results import Geometry, PlanBytes, RunReport, ScoreMap, SizedPlan
+from convserve.results import Geometry, PlanBytes, RunReport, SizedPlan
 from convserve.scenes import MapWriter, RowSource, WrittenMap, checked_channels, scene_rows, shared_facts
 
 __all__ = ["write_map"]
@@ -41,8 +41,6 @@ class Scorer(Protocol):
     @property
     def describe(self) -> Callable[[], Any]: ...
     @property
-    def score_map(self) -> Callable[..., ScoreMap]: ...
-    @property
     def row_stream(self) -> Callable[..., RowsScored]: ...
 
 
@@ -60,7 +58,7 @@ def write_map(
     """Score the rows of an image that a map on disk lacks, write them as they become final, and return the map.
 
     image: as open_scene takes it. options: of model.row_stream, that a run must share to go on with the map. budget:
-    bytes for the run and for what the source holds. By method "crops" image and map are held as well.
+    bytes for the run and for what the source holds.
     Raises what open_scene, MapWriter and row_stream raise.
     """
     start = time.perf_counter()
@@ -71,23 +69,18 @@ def write_map(
         checked_channels(source, channels)
         facts = {"network": model.fingerprint, **shared_facts(options, reduction)}
         with MapWriter(output, source, fingerprint=facts, reduction=reduction, resume=resume) as writer:
-            if writer.needs_rows and options["method"] == "crops":
-                found = model.score_map(source, reduce=reduction, memory_budget=budget, progress=progress, **options)
-                writer.begin(found, model.describe().to_dict())
-                arrays: dict[str, Any] = {"scores": found.scores, "indices": found.indices}
-                writer.add(0, {name: rows[writer.first_row :] for name, rows in arrays.items() if writer.keeps(name)})
-                plan, allocated = found.report.plan, found.report.measured_bytes
-            elif writer.needs_rows:
+            if writer.needs_rows:
                 held = _budget_beside(source, budget)
                 stream = model.row_stream(
                     source.width, dtype=source.dtype.name, scores=reduction.scores, memory_budget=held, **options
                 )
                 try:
-                    plan, allocated = stream.plan, stream.allocated_bytes
+                    plan = stream.plan
                     writer.begin(stream.geometry(source.height), model.describe().to_dict())
                     with ProgressBar("rows of scores", total=writer.missing_rows, enabled=progress) as bar:
                         for first, arrays in _scored(source, writer.first_pixel, stream, channels, reduction):
                             bar.advance(writer.add(first, arrays))
+                    allocated = stream.allocated_bytes
                 finally:
                     stream.close()
             return writer.finish(RunReport(plan, allocated, time.perf_counter() - start))

@@ -22,7 +22,6 @@ from convserve.graph.restride import begins_with_convolutions
 from convserve.model import Model
 
 FEW = hypothesis_settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
-METHODS = ("shifted", "atrous", "crops")
 EDGES = ("none", "pad", "align")
 
 
@@ -272,11 +271,6 @@ def test_too_many_passes_at_once_are_refused():
 def test_a_method_or_edge_that_does_not_exist(lenet, pixels, options):
     with pytest.raises(InputError, match=r"allowed: (auto|none), "):
         lenet.score_map(pixels, **options)
-
-
-def test_rows_to_come_have_no_crops(lenet):
-    with pytest.raises(InputError, match="crops"):
-        lenet.row_stream(58, method="crops")
 
 
 def test_a_network_without_an_a_trous_form_says_so():

@@ -18,6 +18,7 @@ from convserve.cli.arguments import (
 from convserve.cli.output import plan_fields, print_json, size_text
 from convserve.errors import InputError
 from convserve.reduction import Reduction
+from convserve.results import PlanBytes
 
 if TYPE_CHECKING:
     from convserve.dense import WayPlan
@@ -75,6 +76,11 @@ def run(args: argparse.Namespace) -> None:
     if ways and args.hold_scores:
         raise InputError("--stride compares ways, not what they hold; it cannot be given with --hold-scores")
     plan = ways[0].plan if ways else model.plan(*size, batch=args.batch, **held)
+    if isinstance(plan, PlanBytes):
+        if args.plot is not None or args.steps:
+            raise InputError(f"{model.name} cannot slide, so that a map is made of crops: its plan is none to be shown")
+        print_json(_ways_json(ways)) if args.json else print(_ways_text(ways, args.stride))
+        return
     if args.plot is not None:
         arena_map(timeline(plan)).save(args.plot, optimize=True)
     if args.json:
@@ -83,8 +89,7 @@ def run(args: argparse.Namespace) -> None:
         counts = {"threads": plan.threads, "segments": plan.segment_of[-1] + 1, "steps": plan.step_count}
         seconds: dict[str, Any] = {"predicted_s": plan.predicted_s}
         if ways:
-            costs = [{"method": way.method, "passes": way.passes, "predicted_s": way.predicted_s} for way in ways]
-            seconds["ways"] = [{**cost, **plan_fields(way.plan)} for cost, way in zip(costs, ways, strict=True)]
+            seconds |= _ways_json(ways)
         print_json({**sizes, **counts, **seconds, **plan_fields(plan), **others, "rings": ring_list(plan)})
         return
     print(plan.table())
@@ -96,14 +101,22 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {args.plot}")
 
 
+def _ways_json(ways: "list[WayPlan]") -> dict[str, Any]:
+    costs = [{"method": way.method, "passes": way.passes, "predicted_s": way.predicted_s} for way in ways]
+    return {"ways": [{**cost, **plan_fields(way.plan)} for cost, way in zip(costs, ways, strict=True)]}
+
+
 def _ways_text(ways: "list[WayPlan]", stride: int) -> str:
     lines = [f"ways to stride {stride}; auto takes the first"]
     for way in ways:
-        passes = f"{way.passes} pass" + ("es" if way.passes > 1 else "")
+        one, several = ("crop", "crops") if way.method.startswith("crops") else ("pass", "passes")
+        runs = f"{way.passes:,} {one if way.passes == 1 else several}"
         memory = size_text(way.plan.arena_bytes + way.plan.scratch_bytes)
         lines.append(
-            f"  {way.method:<8} {passes:>10}, predicted {way.predicted_s:9.4f} s, {memory} of arena and scratch"
+            f"  {way.method:<12} {runs:>14}, predicted {way.predicted_s:9.4f} s, {memory} of arena and scratch"
         )
+        if way.note:
+            lines.append(f"    {way.note}")
     if len(ways) > 1:
         ratio = ways[1].predicted_s / ways[0].predicted_s
         lines.append(f"  {ways[0].method} is predicted {ratio:.2f} times as fast as {ways[1].method}")

@@ -52,9 +52,10 @@ def register(commands: Any) -> None:
     parser.add_argument("--stride", type=count, metavar="N", help="pixels between positions (default: the network's)")
     parser.add_argument(
         "--method",
-        choices=("auto", "shifted", "atrous", "crops"),
+        choices=("auto", "shifted", "atrous", "crops", "crops-shared"),
         default="auto",
-        help="a finer stride by shifted passes or dilated layers (default: the faster), or the network on every crop",
+        help="a finer stride by shifted passes or dilated layers (default: the faster), or the network on every crop,"
+        " sharing what neighbouring crops have in common or not",
     )
     parser.add_argument(
         "--edge",

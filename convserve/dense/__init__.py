@@ -2,8 +2,10 @@
 
 from convserve.dense.averages import mean_scores
 from convserve.dense.classes import class_indices
+from convserve.dense.crops import CropRows
 from convserve.dense.fitting import Capacity, capacity
 from convserve.dense.merged import MergedRows, MergedStream, open_rows, streamed
+from convserve.dense.plans import plan_ways
 from convserve.dense.scoring import open_stream, plan_map, score_map
 from convserve.dense.sliding import Sliding, sliding
 from convserve.dense.stream import RowStream, ScoreStream
@@ -15,7 +17,6 @@ from convserve.dense.ways import (
     WayPlan,
     choose_way,
     plan_way,
-    plan_ways,
     predicted_seconds,
     sliding_ways,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "METHODS",
     "MOST_PASSES",
     "Capacity",
+    "CropRows",
     "MergedRows",
     "MergedStream",
     "Reduction",

@@ -1,4 +1,4 @@
-"""Maps that several passes make up, from rows to come: passes in step, merged row by row, and the one at the end."""
+"""Maps from rows to come, of any way; those that several passes make up merge them row by row, and the last one."""
 
 import math
 from collections import deque
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from convserve.dense.crops import CropRows
 from convserve.dense.stream import RowStream, ScoreStream
 from convserve.dense.ways import MOST_PASSES, Way
 from convserve.engine.binding import Executor
@@ -29,24 +30,27 @@ def open_rows(
     classes: list[int] | None,
     labels: list[str],
     memory_budget: int | None = None,
-) -> "RowStream | MergedRows":
+) -> "RowStream | MergedRows | CropRows":
     """Return the stream of a map over rows to come; image has none yet, (1, 0, width, channels).
 
-    Raises InputError where the way is to run crops or takes too many passes, ShapeError, MemoryBudgetError.
+    Raises InputError where the way takes too many passes, ShapeError, MemoryBudgetError.
     """
-    if way.method == "crops":
-        raise InputError('rows that come one by one slide the network; method="crops" is for Model.score_map')
+    options: dict[str, Any] = {"classes": classes, "labels": labels, "memory_budget": memory_budget}
+    if way.sharing:
+        return CropRows(way, image, **options)
     if way.edge == "pad" and not begins_with_convolutions(way.engine.graph):
         raise InputError(
             'edge="pad" of rows to come is for networks that begin with convolutions;'
             f" '{way.engine.graph.name}' does not: give the whole image"
         )
     stream = MergedRows if way.merges else RowStream
-    return stream(way, image, classes=classes, labels=labels, memory_budget=memory_budget)
+    return stream(way, image, **options)
 
 
 def streamed(
-    rows: Iterable[np.ndarray], opened: "Callable[[str], RowStream | MergedRows]", reduction: Reduction | None
+    rows: Iterable[np.ndarray],
+    opened: "Callable[[str], RowStream | MergedRows | CropRows]",
+    reduction: Reduction | None,
 ) -> Iterator[Any]:
     """Yield the blocks of score rows of an image that comes as blocks of rows; opened: the stream of a dtype's rows.
 
@@ -235,7 +239,7 @@ class MergedRows:
 class MergedStream:
     """Has the interface of a ScoreStream: feeds the rows of an image that is there to merged passes."""
 
-    def __init__(self, rows: "RowStream | MergedRows", geometry: Geometry, image: ImageRows) -> None:
+    def __init__(self, rows: "RowStream | MergedRows | CropRows", geometry: Geometry, image: ImageRows) -> None:
         self._rows, self._image = rows, image
         self.geometry = geometry
         self._closed = False
@@ -251,6 +255,13 @@ class MergedStream:
         return self._rows.allocated_bytes
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return self.blocks()
+
+    def blocks(self, into: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the blocks of rows; into: write them to this float32 (rows, cols, classes) as well.
+
+        Raises RunCancelled after close().
+        """
         with self._rows:
             done = 0
             for source in (lambda: self._rows.feed(self._image.rows[0]), self._rows.finish):
@@ -258,6 +269,8 @@ class MergedStream:
                     raise RunCancelled(f"the score map was closed after {done} of {self.geometry.rows} rows")
                 for first, scores in source():
                     done = first + len(scores)
+                    if into is not None:
+                        into[first:done] = scores
                     yield first, scores
 
     def close(self) -> None:

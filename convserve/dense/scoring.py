@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.dense.crops import score_crops
+from convserve.dense.crops import CropRows
 from convserve.dense.merged import MergedStream, open_rows
 from convserve.dense.sliding import sliding
 from convserve.dense.stream import ScoreStream, block_bytes, counting_blocks
@@ -36,16 +36,16 @@ def open_stream(
 ) -> ScoreStream | MergedStream:
     """Return the stream of a map over an image; classes None keeps all, labels are of those kept.
 
-    Raises InputError where the way is to run crops, ShapeError, MemoryBudgetError.
+    Raises InputError for a layout of what is no single pass, ShapeError, MemoryBudgetError.
     """
-    if way.method == "crops":
-        raise InputError('a stream of rows slides the network; method="crops" is for Model.score_map')
     kept = list(range(way.slide.channels)) if classes is None else classes
     place = way.geometry(image.height, image.width, classes=kept, labels=labels)
-    if way.merges:
+    if way.merges or way.sharing:
         if layout is not None:
-            raise InputError("a layout is for one pass; this map is merged from several")
-        rows = open_rows(way, image.of(image.rows[:, :0]), classes=classes, labels=labels, memory_budget=memory_budget)
+            raise InputError("a layout is for one pass; this map is made of several runs")
+        options: dict[str, Any] = {"classes": classes, "labels": labels, "memory_budget": memory_budget}
+        none = image.of(image.rows[:, :0])
+        rows = CropRows(way, none, height=image.height, **options) if way.sharing else open_rows(way, none, **options)
         return MergedStream(rows, place, image)
     return _open_pass(way, image, place, classes, memory_budget=memory_budget, layout=layout)
 
@@ -93,13 +93,15 @@ def score_map(
     held = reduce.bytes_of(place.rows * place.cols, len(kept))
     options: dict[str, Any] = {"memory_budget": memory_budget, "score_bytes": held}
     # planned before the map is allocated: a budget may refuse them together
-    crops = way.method == "crops"
-    if crops:
-        options["score_bytes"] += 4 * place.cols * len(kept) if reduce.reduces else 0
-        engine.executor(*way.slide.window, **options)
+    streams: list[ScoreStream] | list[MergedStream]
+    if way.sharing:
+        none = image.of(image.rows[:, :0])
+        rows = CropRows(way, none, classes=classes, labels=labels, height=image.height, meter=meter, **options)
+        streams, places = [MergedStream(rows, place, image)], [(slice(None), slice(None))]
     else:
         options["meter"] = meter
         views = list(_passes(image, way, place))
+        places = [where for _, _, where in views]
 
         def opened(score_bytes: int) -> list[ScoreStream]:
             options["score_bytes"] = score_bytes
@@ -111,19 +113,15 @@ def score_map(
         name: empty_scores(place.rows, place.cols, *shape, dtype=dtype)
         for name, dtype, shape in reduce.arrays(len(kept))
     }
-    if crops:
-        total, work = place.rows, score_crops(engine, image, place, arrays, reduce, meter=meter, **options)
-    else:
-        total = sum(stream.geometry.rows for stream in streams)
-        parts = [
-            (stream, {name: array[where] for name, array in arrays.items()})
-            for stream, (_, _, where) in zip(streams, views, strict=True)
-        ]
-        work = _score_passes(parts, reduce)
-    with ProgressBar("rows of scores", total=total, enabled=progress) as bar:
-        for rows in work:
-            bar.advance(rows)
-    report = meter.report(score_bytes=options["score_bytes"])
+    parts: list[tuple[ScoreStream | MergedStream, dict[str, np.ndarray]]] = [
+        (stream, {name: array[where] for name, array in arrays.items()})
+        for stream, where in zip([*streams], places, strict=True)
+    ]
+    with ProgressBar("rows of scores", total=sum(stream.geometry.rows for stream in streams), enabled=progress) as bar:
+        for count in _score_passes(parts, reduce):
+            bar.advance(count)
+    score_bytes = options["score_bytes"]
+    report = rows.report(score_bytes) if way.sharing else meter.report(score_bytes=score_bytes)
     return ScoreMap.over(place, arrays, report=report, reduction=reduce)
 
 
@@ -172,7 +170,9 @@ def _passes(
         yield image.of(view), part, (rows, cols)
 
 
-def _score_passes(streams: list[tuple[ScoreStream, dict[str, np.ndarray]]], reduce: Reduction) -> Iterator[int]:
+def _score_passes(
+    streams: list[tuple[ScoreStream | MergedStream, dict[str, np.ndarray]]], reduce: Reduction
+) -> Iterator[int]:
     # yields the rows that each block brought
     for stream, parts in streams:
         direct = None if reduce.reduces else parts["scores"]

@@ -15,7 +15,7 @@ from convserve.errors import RunCancelled, ShapeError
 from convserve.plan.plan import Plan, finish_plan
 from convserve.results import Geometry
 
-__all__ = ["ENDLESS", "RowStream", "ScoreStream", "block_bytes", "counting_blocks"]
+__all__ = ["ENDLESS", "RowStream", "ScoreStream", "block_bytes", "check_rows", "counting_blocks"]
 
 Opened = TypeVar("Opened")
 
@@ -125,6 +125,16 @@ def counting_blocks(
         score_bytes = needed
 
 
+def check_rows(rows: np.ndarray, image: ImageRows) -> None:
+    """Raise ShapeError unless rows, (k, width, channels), are such as the image's."""
+    wanted = image.rows
+    if rows.ndim != 3 or rows.shape[1:] != wanted.shape[2:] or rows.dtype != wanted.dtype:
+        raise ShapeError(
+            f"the rows are {rows.dtype} of shape {rows.shape};"
+            f" they must be {wanted.dtype} (rows, {wanted.shape[2]}, {wanted.shape[3]})"
+        )
+
+
 class RowStream:
     """A score map over an image whose rows come block by block, and whose height only its last row tells.
 
@@ -186,12 +196,7 @@ class RowStream:
         scores are float32 (k, cols, classes). The iteration has to be finished before the next call.
         Raises ShapeError for rows of another width, channels or dtype, RunCancelled after cancel().
         """
-        wanted = self._image.rows
-        if rows.ndim != 3 or rows.shape[1:] != wanted.shape[2:] or rows.dtype != wanted.dtype:
-            raise ShapeError(
-                f"the rows are {rows.dtype} of shape {rows.shape};"
-                f" they must be {wanted.dtype} (rows, {wanted.shape[2]}, {wanted.shape[3]})"
-            )
+        check_rows(rows, self._image)
         if not len(rows):
             return
         self._set_source(rows, self._seen)

@@ -3,14 +3,16 @@
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from convserve.dense.sliding import Sliding, checked_stride, cropping, positions_along, sliding
 from convserve.engine.engine import Engine
 from convserve.errors import InputError, MemoryBudgetError, UnsupportedOpError
 from convserve.graph.ir import Graph
 from convserve.graph.restride import coarsened, extended, least_work
+from convserve.graph.sharing import Sharing, sharing
 from convserve.plan.plan import Plan, make_plan
-from convserve.results import Geometry
+from convserve.results import Geometry, PlanBytes
 
 __all__ = [
     "EDGES",
@@ -21,12 +23,11 @@ __all__ = [
     "WayPlan",
     "choose_way",
     "plan_way",
-    "plan_ways",
     "predicted_seconds",
     "sliding_ways",
 ]
 
-METHODS = ("auto", "dense", "shifted", "atrous", "crops")
+METHODS = ("auto", "dense", "shifted", "atrous", "crops", "crops-shared")
 EDGES = ("none", "pad", "align")
 
 MOST_PASSES = 64
@@ -36,6 +37,8 @@ MOST_PASSES = 64
 COMPARED_POSITIONS = 16
 
 Pair = tuple[int, int]
+_SHARINGS: "WeakKeyDictionary[Engine, dict[tuple[Pair, bool], Sharing]]" = WeakKeyDictionary()
+
 Start = tuple[int, slice]
 """Of a pass along one axis: the pixel where it begins, and the positions of the map that it gives."""
 
@@ -45,6 +48,7 @@ class Way:
     """How a map is computed: passes of one form of the network, each as many pixels further on as the map's stride.
 
     engine: of the form, which slides as `slide` says; shifts: passes (down, across). method: as in Geometry.
+    sharing: how crops are computed, where they are.
     """
 
     method: str
@@ -53,6 +57,7 @@ class Way:
     stride: Pair
     shifts: Pair = (1, 1)
     edge: str = "none"
+    sharing: Sharing | None = None
 
     @property
     def merges(self) -> bool:
@@ -116,12 +121,16 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class WayPlan:
-    """What a way is predicted to take: its passes one after the other, each with the memory of the first's plan."""
+    """What a way is predicted to take: its passes, or crops, one after the other, each with the memory of the largest.
+
+    note: what crops share, or why nothing, where they were asked to.
+    """
 
     method: str
     passes: int
     predicted_s: float
-    plan: Plan
+    plan: Plan | PlanBytes
+    note: str = ""
 
 
 def sliding_ways(engine: Engine, stride: int | Pair | None, *, edge: str = "none") -> dict[str, Way]:
@@ -178,11 +187,8 @@ def choose_way(
     """
     if method not in METHODS:
         raise InputError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
-    if method == "crops":
-        if edge not in EDGES:
-            raise InputError(f"edge is {edge!r}; allowed: {', '.join(EDGES)}")
-        slide = cropping(engine.graph)
-        return Way("crops", engine, slide, checked_stride(stride, slide, free=True), edge=edge)
+    if method in ("crops", "crops-shared"):
+        return _cropped(engine, stride, edge=edge, shared=method == "crops-shared")
     ways = sliding_ways(engine, stride, edge=edge)
     if "dense" in ways:
         return ways["dense"]
@@ -202,6 +208,18 @@ def choose_way(
     return min(ways.values(), key=lambda way: predicted_seconds(way, height, width, memory_budget=memory_budget))
 
 
+def _cropped(engine: Engine, stride: int | Pair | None, *, edge: str, shared: bool) -> Way:
+    if edge not in EDGES:
+        raise InputError(f"edge is {edge!r}; allowed: {', '.join(EDGES)}")
+    slide = cropping(engine.graph)
+    steps = checked_stride(stride, slide, free=True)
+    known = _SHARINGS.setdefault(engine, {})
+    if (steps, shared) not in known:
+        known[steps, shared] = sharing(engine.graph, steps, shared=shared)
+    found = known[steps, shared]
+    return Way("crops-shared" if found.stretches else "crops", engine, slide, steps, edge=edge, sharing=found)
+
+
 def predicted_seconds(way: Way, height: int, width: int, *, memory_budget: int | None = None) -> float:
     """Return what the passes of a way over an image are predicted to take; infinite where no plan fits the budget."""
     try:
@@ -217,25 +235,6 @@ def plan_way(way: Way, height: int, width: int, *, memory_budget: int | None = N
     plan: Plan = way.engine.executor(*seen, sink_rows=[rows], memory_budget=memory_budget).plan
     passes = math.prod(way.shifts)
     return WayPlan(way.method, passes, plan.predicted_s * passes, plan)
-
-
-def plan_ways(
-    engine: Engine,
-    height: int,
-    width: int,
-    *,
-    stride: int | Pair | None = None,
-    edge: str = "none",
-    memory_budget: int | None = None,
-) -> list[WayPlan]:
-    """Return what each way over an image at a stride is predicted to take, first the one that "auto" takes.
-
-    memory_budget: bytes. Raises InputError, ShapeError, UnsupportedOpError, MemoryBudgetError.
-    """
-    ways = sliding_ways(engine, stride, edge=edge)
-    first = choose_way(engine, "auto", stride, edge=edge, height=height, width=width, memory_budget=memory_budget)
-    methods = sorted(ways, key=lambda method: method != first.method)
-    return [plan_way(ways[method], height, width, memory_budget=memory_budget) for method in methods]
 
 
 def _least_seconds(way: Way, height: int, width: int) -> float:

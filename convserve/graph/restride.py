@@ -15,7 +15,7 @@ from convserve.graph.ir import Graph, Node
 from convserve.graph.ops import OPS, infer_volumes, windows
 from convserve.graph.window import POINT
 
-__all__ = ["begins_with_convolutions", "coarsened", "extended", "least_work", "refined", "strides_of"]
+__all__ = ["as_gemm", "begins_with_convolutions", "coarsened", "extended", "least_work", "refined", "strides_of"]
 
 Pair = tuple[int, int]
 Levels = dict[int, int]
@@ -148,10 +148,11 @@ def _dilated(node: Node, finer: tuple[int, ...], finer_out: tuple[int, ...]) -> 
     }
     if "ceil_mode" in attrs:
         changes["ceil_mode"] = False
-    return _as_gemm(node.changed(attrs={**attrs, **changes}))
+    return as_gemm(node.changed(attrs={**attrs, **changes}))
 
 
-def _as_gemm(node: Node) -> Node:
+def as_gemm(node: Node) -> Node:
+    """Return a node without transformed weights: it runs as a GEMM."""
     return node.changed(params={name: array for name, array in node.params.items() if name != "winograd_panels"})
 
 
@@ -197,7 +198,7 @@ def coarsened(graph: Graph, times: Pair) -> Graph:
         else:
             inputs[0] = thin(inputs[0])
         inputs[1:] = [thin(each) for each in inputs[1:]]
-        changed[tensor] = _as_gemm(node.changed(inputs=tuple(inputs), attrs=attrs))
+        changed[tensor] = as_gemm(node.changed(inputs=tuple(inputs), attrs=attrs))
         return tensor
 
     name = thin(shown)

@@ -94,15 +94,6 @@ class MapWriter:
                 )
 
     @property
-    def first_row(self) -> int:
-        """The row of scores from which on the run has to compute."""
-        return self._shift
-
-    def keeps(self, name: str) -> bool:
-        """Whether the map has an array of that name."""
-        return any(name == one for one, _, _ in self._reduction.arrays(1))
-
-    @property
     def first_pixel(self) -> int:
         """The row of the image from which on rows are needed."""
         return 0 if self._record is None else self._shift * self._record.geometry.stride[0]

@@ -15,10 +15,10 @@ from convserve.wire import convserve_pb2 as pb
 from convserve.wire.scene import SceneHeader
 
 if TYPE_CHECKING:
-    from convserve.dense import MergedRows, MergedStream, RowStream, ScoreStream
+    from convserve.dense import CropRows, MergedRows, MergedStream, RowStream, ScoreStream
     from convserve.model import Model
 
-    Rows = RowStream | MergedRows
+    Rows = RowStream | MergedRows | CropRows
     Stream = Rows | ScoreStream | MergedStream
 
 __all__ = ["Scoring", "lowest_budget"]
