@@ -123,6 +123,22 @@ def _ways(case: DenseCase, engines: list[str], threads: int, networks: Networks,
     yield _judged("of the ratio that plan predicts", ratio / expected, PREDICTED_SHARE, predicted=expected)
 
 
+def _shared(case: DenseCase, engines: list[str], threads: int, networks: Networks, folder: Path) -> Iterator[Row]:
+    model, x = _model(case, threads)
+    ways = model.plan_ways(case.size, case.size, stride=case.stride)
+    predicted = {way.method: way.predicted_s for way in ways}
+    expected = predicted["crops"] / predicted["crops-shared"]
+    shared, alone = _in_turn(
+        case.runs,
+        lambda: model.score_map(x, stride=case.stride, method="crops-shared"),
+        lambda: model.score_map(x, stride=case.stride, method="crops"),
+    )
+    ratio = alone["best_ms"] / shared["best_ms"]
+    times = {"median": alone["median_ms"] / shared["median_ms"], "first": shared, "second": alone}
+    yield _judged("crops-shared / crops", ratio, case.least, **times)
+    yield _judged("of the ratio that plan predicts", ratio / expected, None, predicted=expected)
+
+
 def _against_peers(
     case: DenseCase, engines: list[str], threads: int, networks: Networks, folder: Path
 ) -> Iterator[Row]:
@@ -180,7 +196,13 @@ def _scene(case: DenseCase, engines: list[str], threads: int, networks: Networks
         yield _judged(f"{what}: 300 MiB / {one[key] / (1 << 20):.1f} MiB", figure, case.least, **taken)
 
 
-_MEASURES = {"crops": _against_crops, "ways": _ways, "peers": _against_peers, "scene": _scene}
+_MEASURES = {
+    "crops": _against_crops,
+    "ways": _ways,
+    "shared": _shared,
+    "peers": _against_peers,
+    "scene": _scene,
+}
 
 
 def dense_table(document: Row) -> Table:
