@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--short", action="store_true", help="one turn of a second each, a short overload, two starts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and results there")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show what --json has written")
-    parser.add_argument("--markdown", action="store_true", help="print what was to be reached as Markdown as well")
+    parser.add_argument("--markdown", action="store_true", help="print the figures as Markdown as well")
     return parser
 
 

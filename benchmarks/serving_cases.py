@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from benchmarks.networks import title_of
+
 __all__ = ["CASES", "KEYS", "OVERLOADS", "Case", "Overload", "title_of_load"]
 
 _SENDS = {"tensor": "float32 tensors", "jpeg": "photographs"}
@@ -50,4 +52,4 @@ KEYS = (*(case.key for case in CASES), *(case.key for case in OVERLOADS), "idle"
 
 def title_of_load(network: str, callers: int, send: str) -> str:
     """Return how tables call it."""
-    return f"{network}, {callers} caller{'s' if callers > 1 else ''}, {_SENDS[send]}"
+    return f"{title_of(network)}, {callers} caller{'s' if callers > 1 else ''}, {_SENDS[send]}"

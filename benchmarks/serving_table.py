@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.networks import title_of
 from benchmarks.serving_cases import CASES, OVERLOADS, title_of_load
 from benchmarks.summary import machine_text
 
@@ -56,10 +57,23 @@ def goals_table(document: Row) -> Table:
 
 
 def markdown(document: Row) -> str:
-    """Return what was to be reached, and what was, as Markdown."""
-    lines = ["| what | goal | measured |", "|---|---|---|"]
-    lines += [f"| {row['what']} | {row['goal']} | {row['measured']} |" for row in goals(document)]
-    return "\n".join([*lines, "", _machine(document) + "."])
+    """Return every load with all servers, and what was found of ours alone, as Markdown."""
+    engines = [engine for engine in TITLES if any(row["engine"] == engine for row in document["loads"])]
+    lines = [
+        "| requests a second / p99 ms | " + " | ".join(TITLES[engine] for engine in engines) + " |",
+        "|---|" + "---:|" * len(engines),
+    ]
+    for row in document["loads"]:
+        if row["engine"] == "convserve":
+            found = [_load(document, row["case"], row["callers"], engine) for engine in engines]
+            cells = ["" if one is None else f"{one['per_second']:.1f} / {1e3 * one['p99_s']:.0f}" for one in found]
+            title = title_of_load(row["network"], row["callers"], row["send"])
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    alone = [*_overload_goals(document), *_alone_goals(document)]
+    table = ["| convserve alone | measured |", "|---|---|"]
+    table += [f"| {row['what']} | {row['measured']} |" for row in alone]
+    parts = [lines] * bool(document["loads"]) + [table] * bool(alone)
+    return "\n\n".join(["\n".join(part) for part in parts] + [_machine(document) + "."])
 
 
 def goals(document: Row) -> list[Row]:
@@ -112,7 +126,7 @@ def _overload_goals(document: Row) -> Iterator[Row]:
         found = document["overloads"].get(case.key)
         if found is None:
             continue
-        title = f"{case.network}, {case.times:g} times what it can answer for {found['seconds']:g} s"
+        title = f"{title_of(case.network)}, {case.times:g} times what it can answer for {found['seconds']:g} s"
         refused = ", ".join(f"{count:,} {status}" for status, count in sorted(found["refused"].items())) or "nothing"
         text = (
             f"{found['share']:.2f} ({found['goodput']:.1f} a second, {found['offered_per_second']:.0f} offered);"
@@ -129,11 +143,11 @@ def _alone_goals(document: Row) -> Iterator[Row]:
         size, imports = document["idle"]["anonymous_bytes"] / 2**20, document["idle"]["imports_onnx"]
         told = f"{size:.1f} MiB, onnx {'' if imports else 'not '}imported"
         met = size <= IDLE_MIB and not imports
-        yield _goal("squeezenet, idle, from the container: anonymous memory", f"{IDLE_MIB} MiB", told, met)
+        yield _goal("SqueezeNet, idle, from the container: anonymous memory", f"{IDLE_MIB} MiB", told, met)
     if "start" in document:
         best, median = document["start"]["best_s"], document["start"]["median_s"]
         told = f"best {best:.2f} s, median {median:.2f} s of {len(document['start']['seconds'])}"
-        yield _goal("vgg16 from the container: start to SERVING", f"{START_S:.1f} s", told, median <= START_S)
+        yield _goal("VGG-16 from the container: start to SERVING", f"{START_S:.1f} s", told, median <= START_S)
 
 
 def _load(document: Row, key: str, callers: int, engine: str) -> Row | None:

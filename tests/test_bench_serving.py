@@ -80,17 +80,17 @@ def judged(**parts: Any) -> dict[str, bool | None]:
 def test_a_ratio_and_a_lower_latency(ours: float, p99_s: float, met: bool) -> None:
     loads = [load("squeezenet", 8, "convserve", ours, p99_s), load("squeezenet", 8, "mlserver", 100)]
     found = judged(loads=loads)
-    assert found["squeezenet, 8 callers, float32 tensors: against MLServer"] is met
-    assert found["squeezenet, 8 callers, float32 tensors: core ms of a request outside the engine"] is None
+    assert found["SqueezeNet, 8 callers, float32 tensors: against MLServer"] is met
+    assert found["SqueezeNet, 8 callers, float32 tensors: core ms of a request outside the engine"] is None
     assert len(found) == 2
 
 
 def test_more_callers_and_memory() -> None:
     loads = [load("alexnet", 1, "convserve", 100), load("alexnet", 8, "convserve", 149)]
-    assert judged(loads=loads)["alexnet, 8 callers, float32 tensors: against 1 caller"] is False
+    assert judged(loads=loads)["AlexNet, 8 callers, float32 tensors: against 1 caller"] is False
     large = {**load("vgg16", 8, "convserve", 20), "anonymous_bytes": (90 << 20) + 1}
     for one, met in ((load("vgg16", 8, "convserve", 20), True), (large, False)):
-        assert judged(loads=[one])["vgg16, 8 callers, float32 tensors: anonymous memory, all processes"] is met
+        assert judged(loads=[one])["VGG-16, 8 callers, float32 tensors: anonymous memory, all processes"] is met
 
 
 OVERLOAD = {
@@ -144,5 +144,9 @@ def test_tables_show_every_goal() -> None:
     assert load_table(document).row_count == len(loads)
     found = goals(document)
     assert goals_table(document).row_count == len(found)
-    assert all(f"| {row['what']} | {row['goal']} | {row['measured']} |" in markdown(document) for row in found)
+    told = markdown(document)
+    assert "| SqueezeNet, 8 callers, photographs | 500.0 / 100 | 100.0 / 100 | 100.0 / 100 |\n" in told
+    alone = [row for row in found if row["what"].startswith("SqueezeNet, 3")]
+    assert all(f"| {row['what']} | {row['measured']} |" in told for row in alone)
+    assert markdown(document_of(loads=loads[:1])).count("|---|") == 1
     assert len(KEYS) == len(set(KEYS)) == len(CASES) + len(OVERLOADS) + 2
