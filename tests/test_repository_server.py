@@ -201,3 +201,23 @@ def test_loads_and_unloads_from_many_sides_while_others_ask(tmp_path: Path) -> N
             one.result()
         found.load("a")
         assert client.classify(X, model="a")[0].score == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("empty", "the repository has no model; a version is NAME/VERSION/model.convserve"),
+        ("models/small", "without a version: 1; a version is NAME/VERSION/model.convserve"),
+        ("models", None),
+    ],
+)
+def test_a_folder_one_level_off_is_told(
+    folder: str, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(tmp_path / "models", "small", 1)
+    (tmp_path / "empty").mkdir()
+    models = repository(tmp_path / folder)
+    models.refresh()
+    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(told) == (said is not None)
+    assert said is None or told[0].startswith(said)

@@ -268,6 +268,16 @@ class Repository:
             if not self._tried:
                 self._tried = True
                 self._tell()
+                self._tell_what_is_empty()
+
+    def _tell_what_is_empty(self) -> None:
+        # a folder one level too high or too deep looks like models without versions, or like none
+        looked_for = "a version is NAME/VERSION/model.convserve, or model.onnx; VERSION is a number"
+        empty = [name for name, versions in self._table.items() if not versions]
+        if self._folder is not None and not self._table:
+            _log.warning("the repository has no model; %s", looked_for)
+        if empty:
+            _log.warning("without a version: %s; %s", ", ".join(empty[:10]), looked_for)
 
     def _put(self, name: str, versions: dict[int, _Version] | None) -> None:
         with self._replacing:
