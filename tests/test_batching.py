@@ -91,6 +91,22 @@ def test_what_waits_runs_together_up_to_the_limit_and_everyone_gets_his_own() ->
     in_loop(body)
 
 
+def test_runs_in_work_have_even_shares_of_what_is_asked() -> None:
+    async def body(batcher: Batcher) -> None:
+        work = Work()
+        tasks = [ask(batcher, work, 1, most=8, lanes=2)]
+        await begun(work)
+        tasks += [ask(batcher, work, image, most=8, lanes=2) for image in range(2, 9)]
+        while len(work.runs) < 2:
+            await asyncio.sleep(0.001)
+        work.go.set()
+        await asyncio.gather(*tasks)
+        assert work.runs[:2] == [[1], [2, 3, 4, 5]]
+        assert sorted(image for run in work.runs for image in run) == list(range(1, 9))
+
+    in_loop(body)
+
+
 def test_a_call_larger_than_the_limit_runs_alone() -> None:
     async def body(batcher: Batcher) -> None:
         work = Work()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-from convserve.engine.team import thread_count
 from convserve.errors import ConvserveError, RunCancelled
 from convserve.model import Cancellation
 from convserve.server.admission import Admission, Timed
@@ -25,6 +24,7 @@ LEAST_GAIN = 0.1
 ENOUGH_GAIN = 0.85
 DELAY_OF_RUN = 0.1
 LONGEST_DELAY_S = 0.01
+LANES = 2  # while one run's callers come back, the other's images are computed
 LANES_ALONE = 256  # where joining gains nothing, the threads are the limit
 SPARE_S = 0.05  # before the nearest deadline, beside twice the shortest run
 
@@ -59,6 +59,7 @@ class _Line:
     parts: list[_Part] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
     running: set[asyncio.Task[None]] = field(default_factory=set)
+    running_images: int = 0
     last_images: int = 0
     least_s: float = 0.0
 
@@ -67,10 +68,12 @@ class _Line:
         return sum(len(part.images) for part in self.parts)
 
     def take(self) -> list[_Part]:
-        # the first part whatever its size, then those behind it that still fit
+        # the first part whatever its size, then those behind it that still fit: an even share for each run in work,
+        # since of a large and a small one the small one is slow
+        most = min(self.joint.most, math.ceil((self.images + self.running_images) / self.joint.lanes))
         taken = [self.parts.pop(0)]
         count = len(taken[0].images)
-        while self.parts and count + len(self.parts[0].images) <= self.joint.most:
+        while self.parts and count + len(self.parts[0].images) <= most:
             taken.append(self.parts.pop(0))
             count += len(taken[-1].images)
         return taken
@@ -95,13 +98,11 @@ class Batcher:
     def joint(self, model: "Model") -> Joint:
         """Return how a model's calls run together; plans, so not for the event loop.
 
-        By default runs are the smallest that bring most of what large ones would, where that is worth the wait. As
-        many are in work as leave no processor idle.
+        By default runs are the smallest that bring most of what large ones would, where that is worth the wait.
         """
         if model not in self._joints:
-            most, threads = _size_that_pays(model)
-            most = self._max_batch or most
-            self._joints[model] = Joint(most, max(1, thread_count(None) // threads) if most > 1 else LANES_ALONE)
+            most = self._max_batch or _size_that_pays(model)
+            self._joints[model] = Joint(most, LANES if most > 1 else LANES_ALONE)
         return self._joints[model]
 
     def known(self, model: "Model") -> Joint | None:
@@ -219,9 +220,11 @@ class Batcher:
                 raise RunCancelled("the deadline passed before the run began", overdue=True)
             return line.work(images, cancellation), time.monotonic() - start_s
 
+        line.running_images += len(images)
         try:
             results, seconds = await self._admission.run(work)
         finally:
+            line.running_images -= len(images)
             for part in waiting:
                 part.results.remove_done_callback(left)
         line.last_images = len(images)
@@ -237,9 +240,9 @@ def _fail(part: _Part, error: Exception) -> None:
         part.results.set_exception(error)
 
 
-def _size_that_pays(model: "Model") -> tuple[int, int]:
-    """Return the images of a run, and its threads."""
-    seconds, threads = [], 1
+def _size_that_pays(model: "Model") -> int:
+    """Return the images of a run."""
+    seconds = []
     for size in SIZES if model.window is not None else ():
         try:
             plan = model.plan(*cast("tuple[int, int]", model.window), batch=size)
@@ -247,10 +250,9 @@ def _size_that_pays(model: "Model") -> tuple[int, int]:
             # a batch beyond the model's memory budget
             break
         seconds.append(plan.predicted_s / size)
-        threads = plan.threads
     if not seconds:
-        return 1, threads
+        return 1
     gain = seconds[0] - min(seconds)
     if gain < LEAST_GAIN * seconds[0]:
-        return 1, threads
-    return next(n for n, each in zip(SIZES, seconds, strict=False) if seconds[0] - each >= ENOUGH_GAIN * gain), threads
+        return 1
+    return next(n for n, each in zip(SIZES, seconds, strict=False) if seconds[0] - each >= ENOUGH_GAIN * gain)
