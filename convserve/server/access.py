@@ -4,7 +4,7 @@
     token = "a text of 16 characters or more"      # or sha256 = "its SHA-256, in hexadecimal digits"
     rights = ["infer", "control"]                  # default: ["infer"]
 
-"control" is loading and unloading models, "infer" is everything else.
+"control" is loading and unloading models, "metrics" is /metrics, "infer" is everything else.
 """
 
 import hashlib
@@ -19,13 +19,14 @@ from typing import Any
 from convserve.errors import AuthenticationError, InputError, PermissionDeniedError
 from convserve.server.toml_file import nearest, read_toml
 
-__all__ = ["CONTROL", "INFER", "Access"]
+__all__ = ["CONTROL", "INFER", "METRICS", "Access"]
 
-INFER, CONTROL = "infer", "control"
+INFER, CONTROL, METRICS = "infer", "control", "metrics"
+_RIGHTS = (INFER, CONTROL, METRICS)
 SHORTEST_TOKEN = 16
 LONGEST_TOKEN = 4096
 
-_CONTROLLING = ("RepositoryModelLoad", "RepositoryModelUnload")
+_OF_METHODS = {"RepositoryModelLoad": CONTROL, "RepositoryModelUnload": CONTROL, "Metrics": METRICS}
 _KEYS = ("token", "sha256", "rights")
 _NOBODY = bytes(32)
 
@@ -76,7 +77,7 @@ class Access:
                 found = client
         if not found.name:
             raise AuthenticationError("the call's token is not known")
-        right = CONTROL if method.rpartition("/")[2] in _CONTROLLING else INFER
+        right = _OF_METHODS.get(method.rpartition("/")[2], INFER)
         if right not in found.rights:
             raise PermissionDeniedError(f"the client {found.name!r} lacks the right {right!r}")
         return found.name
@@ -106,8 +107,8 @@ def _client(name: str, entry: Any, what: str) -> _Client:
     if not name or not name.isprintable() or ("token" in entry) == ("sha256" in entry):
         raise InputError(f"{said} must have a name, and either token or sha256")
     rights = entry.get("rights", [INFER])
-    if not isinstance(rights, list) or not rights or not all(right in (INFER, CONTROL) for right in rights):
-        raise InputError(f"{said} has the rights {rights!r}; allowed: a list of {INFER!r}, {CONTROL!r}")
+    if not isinstance(rights, list) or not rights or not all(right in _RIGHTS for right in rights):
+        raise InputError(f"{said} has the rights {rights!r}; allowed: a list of {', '.join(map(repr, _RIGHTS))}")
     return _Client(name, _digest(entry, said), frozenset(rights))
 
 

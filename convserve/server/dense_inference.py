@@ -178,7 +178,8 @@ async def dense_parts(
             else:
                 await admission.compute(context, scoring.cancel, scoring.open_rows)
             opened = time.perf_counter_ns()
-            record.images, record.input_ns = 1, opened - start
+            record.images = 1
+            record.stage("prepare", start, opened)
             place = scoring.geometry
             size = header.reduction.bytes_of(place.rows * place.cols, len(place.classes))
             if most_bytes is not None and size > most_bytes:
@@ -201,12 +202,14 @@ async def dense_parts(
                 while messages := await admission.compute(context, scoring.cancel, scoring.next_rows):
                     for message in messages:
                         yield _part(first, output, geometry, scoring, header.reduction, message.rows)
-            record.infer_ns = time.perf_counter_ns() - opened
+            record.stage("run", opened)
             record.batches.append(1)
-            measured = scoring.measured_bytes
+            record.positions = place.rows * place.cols
+            record.planned_bytes, record.measured_bytes = scoring.plan.total_bytes, scoring.measured_bytes
         finally:
             scoring.close()
-    yield replace(first, parameters={**geometry, "measured_bytes": measured, "triton_final_response": True})
+    last = {"measured_bytes": record.measured_bytes, "triton_final_response": True}
+    yield replace(first, parameters={**geometry, **last})
 
 
 def _only_output(request: InferRequest, model: "Model") -> str:

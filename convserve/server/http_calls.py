@@ -18,6 +18,7 @@ from convserve.server.access import Access
 from convserve.server.call_log import REQUEST_ID, REQUEST_ID_KEY, log_call, request_id_of
 from convserve.server.failures import Failure, failure_of
 from convserve.server.limits import Limits
+from convserve.server.statistics import Statistics
 from convserve.wire.status import ERROR_KEY, HTTP_STATUS, PUSHBACK_KEY
 
 __all__ = ["Answer", "Endpoint", "Handler", "HttpCall", "Refused", "json_answer"]
@@ -182,8 +183,16 @@ def _inflated(inflate: Any, part: bytes, most: int) -> bytes:
 class Endpoint:
     """An ASGI application that answers one path; its exceptions are mapped by wire.status."""
 
-    def __init__(self, path: str, limits: Limits, access: Access | None, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        path: str,
+        limits: Limits,
+        access: Access | None,
+        statistics: Statistics,
+        handlers: Mapping[str, Handler],
+    ) -> None:
         """handlers: by GET and POST. path: what the log says."""
+        self._statistics = statistics
         self._path, self._limits, self._access, self._handlers = path, limits, access, handlers
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -207,6 +216,7 @@ class Endpoint:
             status = answer.status
         finally:
             await call.until_sent.aclose()
+            self._statistics.count_call("http", name.replace(" ", ":"), str(status))
             if handler is None or not handler.is_open or status >= 400:
                 peer = "%s:%s" % (scope.get("client") or ("", ""))
                 log_call(

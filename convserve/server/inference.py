@@ -168,25 +168,19 @@ def _priority_of(request: InferRequest) -> int:
 
 
 class _Found(NamedTuple):
-    """What the network gave for one image of a run. first: whether it is the run's first image."""
+    """What the network gave for one image of a run."""
 
     outputs: dict[str, np.ndarray]
-    first: bool
-    images: int
-    ns: int
     report: RunReport
 
 
 def _run(
     model: "Model", only: str | None, budget: int | None, images: "list[ImageRows]", cancellation: Cancellation
 ) -> list[_Found]:
-    start = time.perf_counter_ns()
     found, report = model.measure(images, only, cancellation=cancellation, memory_budget=budget)
     arrays = found if isinstance(found, dict) else {only or model.graph.outputs[0].name: found}
-    took = time.perf_counter_ns() - start
     return [
-        _Found({name: array[at : at + 1] for name, array in arrays.items()}, at == 0, len(images), took, report)
-        for at in range(len(images))
+        _Found({name: array[at : at + 1] for name, array in arrays.items()}, report) for at in range(len(images))
     ]
 
 
@@ -198,11 +192,10 @@ def _encoded(
     for one in wanted:
         parts = [image.outputs[one.name] for image in found]
         outputs.append(_output(one, parts[0] if len(parts) == 1 else np.concatenate(parts), labels))
-    record.infer_ns = found[0].ns
-    record.batches += [image.images for image in found if image.first]
-    record.output_ns = time.perf_counter_ns() - start
+    record.stage("encode", start)
     report = found[0].report
-    return outputs, {"planned_bytes": report.plan.total_bytes, "measured_bytes": report.measured_bytes}
+    record.planned_bytes, record.measured_bytes = report.plan.total_bytes, report.measured_bytes
+    return outputs, {"planned_bytes": record.planned_bytes, "measured_bytes": record.measured_bytes}
 
 
 def _images_of(tensor: InferTensor) -> Sequence[np.ndarray | bytes]:

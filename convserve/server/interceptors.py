@@ -17,6 +17,7 @@ from convserve.server.failures import failure_of
 from convserve.server.ledger import Ledger
 from convserve.server.limits import Limits
 from convserve.server.listening import Listeners
+from convserve.server.statistics import Statistics
 from convserve.server.unread import Unread
 
 __all__ = ["ErrorInterceptor"]
@@ -56,7 +57,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     cannot be parsed reads as None.
     """
 
-    def __init__(self, ledger: Ledger, limits: Limits, access: Access | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, limits: Limits, statistics: Statistics, access: Access | None = None
+    ) -> None:
+        self._statistics = statistics
         self._ledger, self._limits, self._access = ledger, limits, access
         self._listeners = Listeners(_MOST_LISTENERS)
         self._calls = 0
@@ -135,6 +139,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 seconds = time.monotonic() - call.start_s
+                self._statistics.count_call("grpc", call.method.rpartition("/")[2], status)
                 log_call(
                     method=call.method, status=status, seconds=seconds, peer=context.peer(), client=call.client
                 )

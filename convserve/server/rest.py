@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over REST: decode, call, encode; health beside it."""
+"""The Open Inference Protocol over REST: decode, call, encode; health and metrics beside it."""
 
 import asyncio
 import json
@@ -16,8 +16,9 @@ from convserve.server.http_calls import Answer, Endpoint, Handler, HttpCall, Ref
 from convserve.server.inference import Inference
 from convserve.server.ledger import Reservation
 from convserve.server.limits import Limits
+from convserve.server.metrics import METRICS_TYPE, metrics_text
 from convserve.server.open_inference import REFUSED, OpenInferenceService
-from convserve.server.repository import Served
+from convserve.server.repository import READY, Served
 from convserve.server.unread import COPIES
 from convserve.wire.infer import InferRequest, InferTensor, tensor_of
 from convserve.wire.infer_json import (
@@ -43,11 +44,12 @@ _JSON_COPIES = 6
 def application(
     service: OpenInferenceService, inference: Inference, admission: Admission, limits: Limits, access: Access | None
 ) -> Starlette:
-    """Return the ASGI application of the protocol's paths, of /healthz and of /readyz."""
+    """Return the ASGI application of the protocol's paths, /healthz, /readyz and /metrics."""
     rest = _Rest(service, inference, admission)
     paths: dict[str, dict[str, Handler]] = {
         "/healthz": {"GET": Handler(rest.live, "ServerLive", is_open=True)},
         "/readyz": {"GET": Handler(rest.ready, "ServerReady", is_open=True)},
+        "/metrics": {"GET": Handler(rest.metrics, "Metrics")},
         "/v2": {"GET": rest.told("ServerMetadata")},
         "/v2/health/live": {"GET": Handler(rest.live, "ServerLive", is_open=True)},
         "/v2/health/ready": {"GET": Handler(rest.ready, "ServerReady", is_open=True)},
@@ -67,7 +69,7 @@ def application(
     paths["/v2/logging"] = _refusing(REFUSED["LogSettings"])
     for kind in ("system", "cuda"):
         paths[f"/v2/{kind}sharedmemory/{{rest:path}}"] = _refusing(REFUSED["SystemSharedMemoryStatus"])
-    make = partial(Endpoint, limits=limits, access=access)
+    make = partial(Endpoint, limits=limits, access=access, statistics=inference.statistics)
     routes = [Route(path, make(path, handlers=handlers)) for path, handlers in paths.items()]
     application = Starlette(routes=routes)
     application.router.redirect_slashes = False
@@ -134,6 +136,12 @@ class _Rest:
 
     def _served(self, call: HttpCall) -> Served:
         return self._repository.model(call.path["model"], call.path.get("version", ""))
+
+    async def metrics(self, call: HttpCall) -> Answer:
+        """Answer with the server's metrics as Prometheus reads them."""
+        ready = [(one.name, one.version) for one in self._repository.index() if one.state == READY]
+        text = await metrics_text(self._inference.statistics, ready)
+        return Answer(iter([text]), {"content-type": METRICS_TYPE})
 
     async def index(self, call: HttpCall) -> Answer:
         """Answer with the models and their states."""

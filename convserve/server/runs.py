@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,6 +25,16 @@ __all__ = ["Runs", "Work"]
 Work = Callable[["Model", str | None, int | None, list["ImageRows"], Cancellation], list[Any]]
 
 MARGIN = 1.05  # sizes between those that were planned
+
+
+class _Ran(NamedTuple):
+    """What work gave for one image of a run of so many."""
+
+    result: Any
+    is_first: bool
+    images: int
+    start_ns: int
+    end_ns: int
 
 
 class Runs:
@@ -68,10 +78,16 @@ class Runs:
             budget = await self._reserve(context, held, model, prepared, joint, only, budget)
         key = (model, kind, only, budget, frozenset((one.rows.shape[1:], one.rows.dtype) for one in prepared))
 
-        def joined(every: "list[ImageRows]", cancellation: Cancellation) -> list[Any]:
-            return work(model, only, budget, every, cancellation)
+        def joined(every: "list[ImageRows]", cancellation: Cancellation) -> list[_Ran]:
+            start_ns = time.perf_counter_ns()
+            found = work(model, only, budget, every, cancellation)
+            end_ns = time.perf_counter_ns()
+            return [_Ran(one, at == 0, len(found), start_ns, end_ns) for at, one in enumerate(found)]
 
-        return await self._batcher.join(context, key, prepared, joined, joint=joint, priority=priority)
+        ran = await self._batcher.join(context, key, prepared, joined, joint=joint, priority=priority)
+        record.stage("run", ran[0].start_ns, ran[0].end_ns)
+        record.batches += [one.images for one in ran if one.is_first]
+        return [one.result for one in ran]
 
     def _prepared_and_joint(
         self, model: "Model", images: "Sequence[ImageSource]", record: Record
@@ -130,7 +146,8 @@ def _is_values(image: Any) -> bool:
 def _prepared(model: "Model", images: "Sequence[ImageSource]", record: Record) -> "list[ImageRows]":
     start = time.perf_counter_ns()
     prepared = [model.prepare(image) for image in images]
-    record.images, record.input_ns = len(prepared), time.perf_counter_ns() - start
+    record.images = len(prepared)
+    record.stage("prepare", start)
     return prepared
 
 

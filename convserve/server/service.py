@@ -22,12 +22,13 @@ from convserve.server.limits import Limits
 from convserve.server.repository import READY, ModelState, Repository, Served
 from convserve.server.runs import Runs
 from convserve.server.scoring import Scoring, lowest_budget
+from convserve.server.statistics import Record, Statistics
 from convserve.server.unread import COPIES, Unread
 from convserve.wire import codec, convserve_pb2_grpc
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.description import description_to_message, summary_to_message
 from convserve.wire.reduction import reduction_from_message
-from convserve.wire.scene import LARGEST_SIDE
+from convserve.wire.scene import LARGEST_SIDE, SceneHeader
 
 if TYPE_CHECKING:
     from convserve.engine.source import ImageRows
@@ -45,8 +46,11 @@ LONGEST_ASPECT = 4  # of images that are resized by their short side, where it i
 class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[misc]
     """Answers from the models of a repository; whatever computes waits its turn in the admission."""
 
-    def __init__(self, repository: Repository, admission: Admission, runs: Runs, limits: Limits) -> None:
+    def __init__(
+        self, repository: Repository, admission: Admission, runs: Runs, limits: Limits, statistics: Statistics
+    ) -> None:
         self._repository = repository
+        self._statistics = statistics
         self._admission = admission
         self._limits = limits
         self._runs = runs
@@ -64,27 +68,43 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         if not 1 <= len(request.images) <= MOST_IMAGES:
             raise InputError(f"the request has {len(request.images)} images; allowed: 1 to {MOST_IMAGES}")
         name, version, model = self._repository.model(request.model, request.version)
-        top = request.top or DEFAULT_TOP
         averaging = codec.averaging_from_message(request)
-        images = [codec.image_from_message(image) for image in request.images]
-        if averaging.asked:
-            # passes over images of many sizes: nothing that other calls could join
-            most_bytes = await self._reserve_passes(held, images, averaging)
-            cancellation = Cancellation()
-            found = await self._admission.compute(
-                context, cancellation.cancel, _averaged, model, images, top, averaging, most_bytes, cancellation
+        with self._statistics.recording(name, version) as record:
+            found = await self._predictions(request, averaging, model, context, held, record)
+            start_ns = time.perf_counter_ns()
+            report = found[0].report
+            record.planned_bytes, record.measured_bytes = report.plan.total_bytes, report.measured_bytes
+            response = pb.ClassifyResponse(
+                model=name,
+                version=version,
+                classifications=[codec.classification_to_message(one) for one in found],
+                plan=codec.plan_to_message(report.plan),
+                seconds=report.seconds,
+                measured_bytes=report.measured_bytes,
+                passes=averaging.passes,
             )
-        else:
-            found = await self._runs.results(context, held, model, images, partial(_classified, top), kind=top)
-        report = found[0].report
-        return pb.ClassifyResponse(
-            model=name,
-            version=version,
-            classifications=[codec.classification_to_message(one) for one in found],
-            plan=codec.plan_to_message(report.plan),
-            seconds=report.seconds,
-            measured_bytes=report.measured_bytes,
-            passes=averaging.passes,
+            record.stage("encode", start_ns)
+        return response
+
+    async def _predictions(
+        self,
+        request: pb.ClassifyRequest,
+        averaging: Averaging,
+        model: "Model",
+        context: grpc.aio.ServicerContext,
+        held: Reservation,
+        record: Record,
+    ) -> list[Predictions]:
+        top = request.top or DEFAULT_TOP
+        images = [codec.image_from_message(image) for image in request.images]
+        if not averaging.asked:
+            work = partial(_classified, top)
+            return await self._runs.results(context, held, model, images, work, kind=top, record=record)
+        # passes over images of many sizes: nothing that other calls could join
+        most_bytes = await self._reserve_passes(held, images, averaging)
+        cancellation = Cancellation()
+        return await self._admission.compute(
+            context, cancellation.cancel, _averaged, model, images, top, averaging, most_bytes, record, cancellation
         )
 
     async def _reserve_passes(
@@ -111,10 +131,23 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         incoming = Incoming(context, stall_s=self._limits.stall_s)
         header = await incoming.header()
         name, version, model = self._repository.model(header.model, header.version)
+        with self._statistics.recording(name, version) as record:
+            await self._score_map(context, incoming, header, Served(name, version, model), record, start)
+
+    async def _score_map(
+        self,
+        context: grpc.aio.ServicerContext,
+        incoming: Incoming,
+        header: SceneHeader,
+        served: Served,
+        record: Record,
+        start: float,
+    ) -> None:
+        name, version, model = served
         if header.dtype is not None:
             header = with_channels(header, model.graph.input_volume.channels, longest_bytes=self._limits.message_bytes)
         async with self._admission.call(context, open_ended=True) as held, self._admission.score_map():
-            scoring = None
+            scoring, start_ns = None, time.perf_counter_ns()
             try:
                 if header.dtype is None:
                     # holding little and waiting for much, several would stand in each other's way
@@ -130,6 +163,8 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
                     scoring = Scoring(header, model, most_bytes=self._admission.ledger.room_bytes(held.bytes))
                     await self._admission.compute(context, scoring.cancel, scoring.open_rows)
                 await held.resize(scoring.taken_bytes)
+                record.stage("prepare", start_ns)
+                start_ns = time.perf_counter_ns()
                 geometry = codec.geometry_to_message(
                     scoring.geometry, scoring.plan, model=name, version=version, reduction=header.reduction
                 )
@@ -149,6 +184,10 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
                     seconds=time.perf_counter() - start,
                     measured_bytes=scoring.measured_bytes,
                 )
+                record.stage("run", start_ns)
+                record.images, record.positions = 1, scoring.geometry.rows * scoring.geometry.cols
+                record.batches.append(1)
+                record.planned_bytes, record.measured_bytes = scoring.plan.total_bytes, scoring.measured_bytes
             finally:
                 if scoring is not None:
                     scoring.close()
@@ -273,7 +312,12 @@ def _averaged(
     top: int,
     averaging: Averaging,
     budget: int | None,
+    record: Record,
     cancellation: Cancellation,
 ) -> list[Predictions]:
+    start_ns = time.perf_counter_ns()
     found = model.classify(images, top=top, cancellation=cancellation, memory_budget=budget, **asdict(averaging))
+    record.stage("run", start_ns)
+    record.images = len(images)
+    record.batches.append(len(images))
     return cast(list[Predictions], found)

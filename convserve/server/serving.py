@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,7 +30,7 @@ from convserve.server.repository import SETTLED_S, Repository
 from convserve.server.runs import Runs
 from convserve.server.service import ConvserveService
 from convserve.server.standard import CONVSERVE, Health, add_reflection
-from convserve.server.statistics import Statistics
+from convserve.server.statistics import Statistics, levels_of
 from convserve.server.tls import Certificates
 from convserve.server.worker import Worker
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
@@ -92,13 +93,14 @@ class Server:
         )
         batcher = Batcher(self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s)
         runs = Runs(self._admission, batcher)
-        self._service = ConvserveService(repository, self._admission, runs, self._limits)
         self.statistics = Statistics()
         """Of this process's requests."""
+        self.statistics.levels = partial(levels_of, self._admission)
+        self._service = ConvserveService(repository, self._admission, runs, self._limits, self.statistics)
         self._certificates, self._access, self._on_ready = certificates, access, on_ready
         self._inference = Inference(repository, self._admission, runs, self._limits, self.statistics)
         self._open_inference = OpenInferenceService(self._inference, self._admission, self._limits)
-        self._interceptor = ErrorInterceptor(ledger, self._limits, access)
+        self._interceptor = ErrorInterceptor(ledger, self._limits, self.statistics, access)
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
         self._shares_port = shares_port
@@ -110,8 +112,8 @@ class Server:
         """The same of the HTTP port, "" where there is none."""
 
     def _http_listener(self, port: int) -> "HttpListener":
-        for module in ("uvicorn", "starlette"):
-            optional(module, "http_port serves REST", extra="http")
+        for module in ("uvicorn", "starlette", "prometheus_client"):
+            optional(module, "http_port serves REST and metrics", extra="http")
         from convserve.server.http_listener import HttpListener
         from convserve.server.rest import application
 

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convserve.errors import ServerUnavailable
@@ -198,7 +197,7 @@ class Worker:
         await self._do(repository.refresh, settled_s=SETTLED_S if settled else 0.0)
 
     async def _counts(self, statistics: Statistics, *, model: str, version: str) -> dict[str, Any]:
-        return asdict(statistics.of(model, version))
+        return statistics.told(model, version)
 
     async def _listen(
         self, server: "Server", repository: SharedRepository, changed: Callable[[], None]
