@@ -12,7 +12,7 @@ import pytest
 from inference_calls import calls_of
 from prometheus_client.parser import text_string_to_metric_families
 from rest_calls import Http, binary_body, json_body
-from serving import image_requests, running, stub_of
+from serving import image_requests, running, settled, stub_of
 from test_access import SEES, tokens_file
 
 import convserve
@@ -20,6 +20,7 @@ from convserve.client import Client
 from convserve.server import Access, Server
 from convserve.server.metrics import METRICS, PREFIX
 from convserve.server.statistics import Histogram, ModelCounts, ServerCounts
+from convserve.wire import convserve_pb2 as pb
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = Path(convserve.__file__).parent / "bundled"
@@ -72,6 +73,8 @@ def test_every_kind_of_call_is_counted(server: Server, model: convserve.Model) -
             list(stub.ScoreMap(image_requests(b"no image")))
     http.infer(json_body("cat", X)).refused(400)
     http.infer({**json_body("image", X), "parameters": {"timeout": 1}}).refused(504)
+    # a call over HTTP has ended when its answer was sent, a moment after that came
+    settled(lambda: int(sum(value for key, value in read(server)[PREFIX + "calls"].items() if "infer" in str(key))))
     found = read(server)
     assert of_digits(found, "inference_request_success") == 6
     assert of_digits(found, "inference_count") == 2 + 1 + 1 + 3 + 1 + 1
@@ -93,8 +96,8 @@ def test_every_kind_of_call_is_counted(server: Server, model: convserve.Model) -
     assert of_digits(found, "batch_images_bucket", le="1") < of_digits(found, "batch_images_bucket", le="4")
     assert of_digits(found, "run_peak_bytes") >= of_digits(found, "run_measured_bytes") > 0
     calls_ended = {
-        (labels["protocol"], labels["method"], labels["status"]): value
-        for labels, value in ((dict(key), value) for key, value in found[PREFIX + "calls"].items())
+        tuple(dict(key)[name] for name in ("protocol", "method", "status")): value
+        for key, value in found[PREFIX + "calls"].items()
     }
     assert calls_ended["http", "POST:/v2/models/{model}/infer", "200"] == 2
     assert calls_ended["http", "POST:/v2/models/{model}/infer", "504"] == 1
@@ -108,19 +111,23 @@ def test_the_documented_table_is_what_is_served(server: Server) -> None:
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| `{PREFIX}(\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
     assert rows == [(one.name, one.kind, one.labels, one.help) for one in METRICS]
+    with stub_of(server.address) as stub:
+        stub.ListModels(pb.ListModelsRequest())
     found = read(server)
     names = {re.sub("_(bucket|count|sum)$", "", name) for name in found if "stage_" in name or "batch_" in name}
     names |= {name for name in found if name.startswith(PREFIX)}
     assert {PREFIX + one.name for one in METRICS} <= names
     for one in METRICS:
         if one.of_model is not None:
-            labels = {name for key in found[PREFIX + one.name + "_bucket" * (one.kind == "histogram")] for name, _ in key}
+            samples = found[PREFIX + one.name + "_bucket" * (one.kind == "histogram")]
+            labels = {name for key in samples for name, _ in key}
             assert labels - {"le"} == set(one.labels.split(", "))
 
 
 def test_a_scraper_needs_a_right_of_its_own(model: convserve.Model, tmp_path: Path) -> None:
     path = Path(tokens_file(tmp_path))
-    path.write_text(path.read_text() + '[clients.prometheus]\ntoken = "watches-0123456789abcdef"\nrights = ["metrics"]\n')
+    prometheus = '[clients.prometheus]\ntoken = "watches-0123456789abcdef"\nrights = ["metrics"]\n'
+    path.write_text(path.read_text() + prometheus)
     with running({"digits": model}, {"http_port": 0, "access": Access(str(path))}) as server:
         http = Http(server.http_address)
         http.get("/metrics").refused(401)

@@ -1,11 +1,16 @@
 """docs/serving.md: its examples run as they stand, and it names no flag, command or file that is not there."""
 
 import argparse
+import json
 import re
+import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+from serving import running
 from triton_environment import run
 
 import convserve
@@ -40,6 +45,16 @@ def test_a_page_is_scored(triton_python: Path, address: str) -> None:
 
 def test_every_python_example_has_a_test() -> None:
     assert len(blocks("python")) == 2
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl, which the example runs, is absent")
+def test_an_image_is_a_body_of_its_own() -> None:
+    [code] = [block for block in blocks("sh") if block.startswith("curl ")]
+    with running({"digits": convserve.load(BUNDLED / "digits.convserve")}, {"http_port": 0}) as server:
+        command = shlex.split(code.replace("localhost:8501", server.http_address))
+        done = subprocess.run([*command, "--silent"], cwd=BUNDLED, capture_output=True, timeout=60, check=True)
+    scores = json.loads(done.stdout)["outputs"][0]["data"]
+    assert scores.index(max(scores)) == 3
 
 
 def test_the_configurations_are_read(tmp_path: Path) -> None:
