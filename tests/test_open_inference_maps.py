@@ -46,13 +46,8 @@ PARAMETERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def model() -> convserve.Model:
-    return convserve.load(BUNDLED / "digits.convserve")
-
-
-@pytest.fixture(scope="module")
-def calls(model: convserve.Model) -> Iterator[Calls]:
-    with running_server({"digits": model}) as address, calls_of(address) as calls:
+def calls(address: str) -> Iterator[Calls]:
+    with calls_of(address) as calls:
         yield calls
 
 
