@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from convserve.errors import InputError
+from convserve.errors import ConvserveError, InputError
 from convserve.optional import optional
 from convserve.server.access import Access
 from convserve.server.admission import Admission
@@ -91,8 +91,10 @@ class Server:
             ledger=ledger,
             on_rest=self._rest,
         )
-        batcher = Batcher(self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s)
-        runs = Runs(self._admission, batcher)
+        self._batcher = Batcher(
+            self._admission, max_batch=self._limits.max_batch, max_delay_s=self._limits.max_delay_s
+        )
+        runs = Runs(self._admission, self._batcher)
         self.statistics = Statistics()
         """Of this process's requests."""
         self.statistics.levels = partial(levels_of, self._admission)
@@ -166,10 +168,11 @@ class Server:
         def listener() -> None:
             # a model may become ready when the loop has ended already
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(lambda: self._keep(self._tell_health()))
+                loop.call_soon_threadsafe(self._look_at_models)
 
         self._repository.listen(listener)
         await self._tell_health()
+        self._keep(self._plan_batches())
         if not self._repository.complete:
             self._refresh()
         if self._poll_s is not None:
@@ -212,6 +215,16 @@ class Server:
         if self._repository.complete and self._on_ready is not None:
             on_ready, self._on_ready = self._on_ready, None
             on_ready()
+
+    def _look_at_models(self) -> None:
+        self._keep(self._tell_health())
+        self._keep(self._plan_batches())
+
+    async def _plan_batches(self) -> None:
+        # before a request has to wait for it
+        for name in self._repository.names:
+            with suppress(ConvserveError):
+                await asyncio.to_thread(self._batcher.joint, self._repository.model(name).model)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
