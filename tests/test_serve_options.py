@@ -16,6 +16,7 @@ from convserve.server.options import OPTIONS, document, resolve
 VALUES = {
     "host": ("0.0.0.0", "::1", ""),
     "port": ("0", "65535", "65536"),
+    "traces": ("console", "http://localhost:4318", "localhost:4318"),
     "http_port": ("8501", "0", "65536"),
     "repository": ("models", "/srv/m", ""),
     "poll": ("0.5", "10", "0"),

@@ -154,6 +154,7 @@ def serve_networks(
     worker: one of several, which listens when its supervisor says so.
     """
     from convserve.server import Access, Certificates, Limits, ModelConfig, ModelFolder, Repository, serve, warm_up
+    from convserve.server.tracing import tracing_to
 
     _set_up_log(options, None if worker is None else worker.number)
     limits = Limits(
@@ -206,6 +207,7 @@ def serve_networks(
         poll_s=options["poll"] if worker is None else None,
         certificates=certificates,
         access=access,
+        tracing=None if options["traces"] is None else tracing_to(options["traces"]),
         on_start=tell,
         worker=worker,
     )

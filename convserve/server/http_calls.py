@@ -19,14 +19,18 @@ from convserve.server.call_log import REQUEST_ID, REQUEST_ID_KEY, log_call, requ
 from convserve.server.failures import Failure, failure_of
 from convserve.server.limits import Limits
 from convserve.server.statistics import Statistics
+from convserve.server.tracing import Ended, NoTracing
 from convserve.wire.status import ERROR_KEY, HTTP_STATUS, PUSHBACK_KEY
 
-__all__ = ["Answer", "Endpoint", "Handler", "HttpCall", "Refused", "json_answer"]
+__all__ = ["METRICS_METHOD", "Answer", "Endpoint", "Handler", "HttpCall", "Refused", "json_answer"]
 
 Result = TypeVar("Result")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+METRICS_METHOD = "Metrics"
+"""What asks for metrics, in the place of a method of the protocol."""
 
 _PIECE_BYTES = 256 << 10
 _PACE_BYTES = 1 << 20
@@ -62,12 +66,17 @@ def json_answer(text: str, *, status: int = 200, headers: Mapping[str, str] | No
 class Handler(NamedTuple):
     """What answers a path's GET or POST. method: of the Open Inference Protocol, whose right the call takes.
 
-    is_open: for those without a token too, and without a line in the log.
+    is_open: for those without a token too.
     """
 
     answer: "Callable[[HttpCall], Awaitable[Answer]]"
     method: str
     is_open: bool = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it leaves no line in the log, and no trace: what asks again and again whether all is well."""
+        return self.is_open or self.method == METRICS_METHOD
 
 
 class HttpCall:
@@ -189,20 +198,37 @@ class Endpoint:
         limits: Limits,
         access: Access | None,
         statistics: Statistics,
+        tracing: NoTracing,
         handlers: Mapping[str, Handler],
     ) -> None:
         """handlers: by GET and POST. path: what the log says."""
-        self._statistics = statistics
+        self._statistics, self._tracing = statistics, tracing
+        self._quiet = NoTracing()
         self._path, self._limits, self._access, self._handlers = path, limits, access, handlers
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        call, start_s = HttpCall(scope, receive, self._limits), time.monotonic()
         verb = "GET" if scope["method"] == "HEAD" else scope["method"]
         handler = self._handlers.get(verb)
         name = f"{verb if verb in ('GET', 'POST') else 'other'} {self._path}"
-        request_id, client, status = request_id_of(call.headers), "", 499
+        call = HttpCall(scope, receive, self._limits)
+        request_id = request_id_of(call.headers)
         REQUEST_ID.set(request_id)
+        tracing = self._quiet if handler is not None and handler.is_quiet else self._tracing
+        with tracing.call("http", name, request_id, call.headers) as ended:
+            await self._answer(scope, call, handler, name, request_id, send, ended)
+
+    async def _answer(
+        self,
+        scope: Message,
+        call: HttpCall,
+        handler: Handler | None,
+        name: str,
+        request_id: str,
+        send: Send,
+        ended: Ended,
+    ) -> None:
+        start_s, client, status = time.monotonic(), "", 499
         try:
             try:
                 client = self._client(call, handler)
@@ -216,8 +242,9 @@ class Endpoint:
             status = answer.status
         finally:
             await call.until_sent.aclose()
+            ended(str(status))
             self._statistics.count_call("http", name.replace(" ", ":"), str(status))
-            if handler is None or not handler.is_open or status >= 400:
+            if handler is None or not handler.is_quiet or status >= 400:
                 peer = "%s:%s" % (scope.get("client") or ("", ""))
                 log_call(
                     method=name, status=str(status), seconds=time.monotonic() - start_s, peer=peer, client=client

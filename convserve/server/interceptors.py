@@ -18,6 +18,7 @@ from convserve.server.ledger import Ledger
 from convserve.server.limits import Limits
 from convserve.server.listening import Listeners
 from convserve.server.statistics import Statistics
+from convserve.server.tracing import Ended, NoTracing
 from convserve.server.unread import Unread
 
 __all__ = ["ErrorInterceptor"]
@@ -47,6 +48,7 @@ class _Call:
     request_id: str
     client: str
     start_s: float
+    metadata: Any
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -58,9 +60,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, ledger: Ledger, limits: Limits, statistics: Statistics, access: Access | None = None
+        self, ledger: Ledger, limits: Limits, statistics: Statistics, access: Access | None = None,
+        tracing: NoTracing | None = None,
     ) -> None:
-        self._statistics = statistics
+        self._statistics, self._tracing = statistics, tracing or NoTracing()
         self._ledger, self._limits, self._access = ledger, limits, access
         self._listeners = Listeners(_MOST_LISTENERS)
         self._calls = 0
@@ -99,11 +102,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             client = "" if self._access is None else self._access.client(metadata, method)
         except ConvserveError as error:
             # of any kind, since nothing of the request is read
-            refused = self._reporting(_raising(error), _Call(method, request_id, "", start_s))
+            refused = self._reporting(_raising(error), _Call(method, request_id, "", start_s, metadata))
             return grpc.stream_stream_rpc_method_handler(refused)
         if not method.startswith(_OURS):
             return self._listeners.bounded(handler)
-        call = _Call(method, request_id, client, start_s)
+        call = _Call(method, request_id, client, start_s, metadata)
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._reporting(cast(Behaviour, handler.stream_stream), call),
@@ -127,6 +130,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _reporting(self, behaviour: Behaviour, call: _Call) -> Behaviour:
         async def reporting(request: Any, context: grpc.aio.ServicerContext) -> Any:
             REQUEST_ID.set(call.request_id)
+            with self._tracing.call("grpc", call.method, call.request_id, call.metadata) as ended:
+                return await logged(request, context, ended)
+
+        async def logged(request: Any, context: grpc.aio.ServicerContext, ended: Ended) -> Any:
             status = grpc.StatusCode.OK.name
             try:
                 return await mapped(request, context)
@@ -139,6 +146,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 seconds = time.monotonic() - call.start_s
+                ended(status)
                 self._statistics.count_call("grpc", call.method.rpartition("/")[2], status)
                 log_call(
                     method=call.method, status=status, seconds=seconds, peer=context.peer(), client=call.client

@@ -74,6 +74,13 @@ def _choice(*allowed: str) -> Callable[[Any], str]:
     return parse
 
 
+def _traces(value: Any) -> str:
+    is_address = isinstance(value, str) and value.startswith(("http://", "https://")) and value.isprintable()
+    if value != "console" and not is_address:
+        raise ValueError('console, or the address of a collector such as "http://localhost:4318"')
+    return str(value)
+
+
 def _flag(value: Any) -> bool:
     known = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
     if isinstance(value, bool):
@@ -170,6 +177,7 @@ OPTIONS: dict[str, Option] = {
         Option("tokens", _text, None, "clients, their tokens and rights; read again at SIGHUP", "FILE.toml"),
         Option("log_format", _choice("text", "json"), "text", "of the log: text, or json, an object a line", "FORMAT"),
         Option("log_calls", _flag, None, "one line a call in the log; unset: with log_format json"),
+        Option("traces", _traces, None, "where calls leave traces: console, or an OpenTelemetry collector", "URL"),
         Option("max_message", _bytes(*map(int, RANGES["message_bytes"])), 64 << 20, "longest message", "BYTES"),
         Option("max_image", _bytes(*map(int, RANGES["image_bytes"])), 256 << 20, "longest image file", "BYTES"),
         Option(

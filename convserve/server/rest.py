@@ -12,13 +12,14 @@ from starlette.routing import Route
 from convserve.errors import InputError, ShapeError
 from convserve.server.access import Access
 from convserve.server.admission import Admission
-from convserve.server.http_calls import Answer, Endpoint, Handler, HttpCall, Refused, json_answer
+from convserve.server.http_calls import METRICS_METHOD, Answer, Endpoint, Handler, HttpCall, Refused, json_answer
 from convserve.server.inference import Inference
 from convserve.server.ledger import Reservation
 from convserve.server.limits import Limits
 from convserve.server.metrics import METRICS_TYPE, metrics_text
 from convserve.server.open_inference import REFUSED, OpenInferenceService
 from convserve.server.repository import READY, Served
+from convserve.server.tracing import NoTracing
 from convserve.server.unread import COPIES
 from convserve.wire.infer import InferRequest, InferTensor, tensor_of
 from convserve.wire.infer_json import (
@@ -42,14 +43,15 @@ _JSON_COPIES = 6
 
 
 def application(
-    service: OpenInferenceService, inference: Inference, admission: Admission, limits: Limits, access: Access | None
+    service: OpenInferenceService, inference: Inference, admission: Admission, limits: Limits, access: Access | None,
+    tracing: NoTracing,
 ) -> Starlette:
     """Return the ASGI application of the protocol's paths, /healthz, /readyz and /metrics."""
     rest = _Rest(service, inference, admission)
     paths: dict[str, dict[str, Handler]] = {
         "/healthz": {"GET": Handler(rest.live, "ServerLive", is_open=True)},
         "/readyz": {"GET": Handler(rest.ready, "ServerReady", is_open=True)},
-        "/metrics": {"GET": Handler(rest.metrics, "Metrics")},
+        "/metrics": {"GET": Handler(rest.metrics, METRICS_METHOD)},
         "/v2": {"GET": rest.told("ServerMetadata")},
         "/v2/health/live": {"GET": Handler(rest.live, "ServerLive", is_open=True)},
         "/v2/health/ready": {"GET": Handler(rest.ready, "ServerReady", is_open=True)},
@@ -69,7 +71,7 @@ def application(
     paths["/v2/logging"] = _refusing(REFUSED["LogSettings"])
     for kind in ("system", "cuda"):
         paths[f"/v2/{kind}sharedmemory/{{rest:path}}"] = _refusing(REFUSED["SystemSharedMemoryStatus"])
-    make = partial(Endpoint, limits=limits, access=access, statistics=inference.statistics)
+    make = partial(Endpoint, limits=limits, access=access, statistics=inference.statistics, tracing=tracing)
     routes = [Route(path, make(path, handlers=handlers)) for path, handlers in paths.items()]
     application = Starlette(routes=routes)
     application.router.redirect_slashes = False

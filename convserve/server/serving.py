@@ -32,6 +32,7 @@ from convserve.server.service import ConvserveService
 from convserve.server.standard import CONVSERVE, Health, add_reflection
 from convserve.server.statistics import Statistics, levels_of
 from convserve.server.tls import Certificates
+from convserve.server.tracing import NoTracing
 from convserve.server.worker import Worker
 from convserve.wire.convserve_pb2_grpc import add_ConvserveServicer_to_server
 from convserve.wire.open_inference import OPEN_INFERENCE
@@ -65,6 +66,7 @@ class Server:
         poll_s: float | None = None,
         certificates: Certificates | None = None,
         access: Access | None = None,
+        tracing: NoTracing | None = None,
         shares_port: bool = False,
     ) -> None:
         """Prepare a server on host:port; port 0 takes a free one.
@@ -72,8 +74,8 @@ class Server:
         http_port: of REST, health and metrics, on the same host; None for none, 0 for a free one.
         on_rest: called when work has ended for a while. on_ready: called once, when every model was tried.
         poll_s: seconds between looks at the repository's folder. certificates: to speak TLS, None for plain text.
-        access: who may call, None for everybody. shares_port: other processes listen there as well, and the system
-        shares connections among them.
+        access: who may call, None for everybody. tracing: where calls leave traces. shares_port: other processes
+        listen there as well, and the system shares connections among them.
         """
         for name, value in (("port", port), ("http_port", http_port or 0)):
             if not 0 <= value <= 65535:
@@ -98,11 +100,14 @@ class Server:
         self.statistics = Statistics()
         """Of this process's requests."""
         self.statistics.levels = partial(levels_of, self._admission)
+        self._tracing = tracing or NoTracing()
+        if tracing is not None:
+            self.statistics.on_record = tracing.record
         self._service = ConvserveService(repository, self._admission, runs, self._limits, self.statistics)
         self._certificates, self._access, self._on_ready = certificates, access, on_ready
         self._inference = Inference(repository, self._admission, runs, self._limits, self.statistics)
         self._open_inference = OpenInferenceService(self._inference, self._admission, self._limits)
-        self._interceptor = ErrorInterceptor(ledger, self._limits, self.statistics, access)
+        self._interceptor = ErrorInterceptor(ledger, self._limits, self.statistics, access, self._tracing)
         self._server: grpc.aio.Server | None = None
         self._poll_s = poll_s
         self._shares_port = shares_port
@@ -119,7 +124,9 @@ class Server:
         from convserve.server.http_listener import HttpListener
         from convserve.server.rest import application
 
-        paths = application(self._open_inference, self._inference, self._admission, self._limits, self._access)
+        paths = application(
+            self._open_inference, self._inference, self._admission, self._limits, self._access, self._tracing
+        )
         return HttpListener(
             paths, host=self._host, port=port, certificates=self._certificates, shares_port=self._shares_port
         )
@@ -252,6 +259,7 @@ class Server:
             await self._server.stop(_LAST_WORDS_S)
             await stopping
         self._admission.close()
+        await asyncio.to_thread(self._tracing.close)
 
 
 def serve(
@@ -265,6 +273,7 @@ def serve(
     poll_s: float | None = None,
     certificates: Certificates | None = None,
     access: Access | None = None,
+    tracing: NoTracing | None = None,
     on_start: Callable[[str, str], None] = print,
     worker: Worker | None = None,
 ) -> None:
@@ -294,6 +303,7 @@ def serve(
         poll_s=poll_s,
         certificates=certificates,
         access=access,
+        tracing=tracing,
         shares_port=worker is not None,
     )
     asyncio.run(_serve(server, grace_s, on_start, worker))
