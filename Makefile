@@ -9,7 +9,7 @@ TORCHVISION := 0.28.0
 SOURCES := setup.py $(shell find convserve protos -name '*.pyx' -o -name '*.pxd' -o -name 'cs_*.[ch]' -o -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense bench-scenes bench-server fuzz soak huge train clean
+.PHONY: help build demo test torch lint conformance bench bench-memory bench-dense bench-scenes bench-server bench-workers fuzz soak huge train clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -50,6 +50,9 @@ bench-scenes: build $(VENV)/with-bench ## score 16384x16384 pixels by rows, here
 
 bench-server: build $(VENV)/with-bench .venv-serving/made ## ask servers as fast as they answer, beside MLServer and twenty lines; SERVER='--short'
 	$(PY) -m benchmarks.serving --json bench-out/serving.json $(SERVER)
+
+bench-workers: build $(VENV)/with-bench .venv-serving/made ## ask servers with one and with two worker processes in turn; WORKERS='--workers 1 2 4'
+	$(PY) -m benchmarks.workers $(WORKERS)
 
 fuzz: build $(VENV)/with-test ## damage files, pictures and a server's requests for five minutes; FUZZ='--seconds 60 --seed 1'
 	$(PY) tests/fuzz.py $(FUZZ)

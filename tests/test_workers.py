@@ -20,8 +20,9 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from inference_calls import Calls
 from model_folders import BUNDLED, add_version, put_garbage
-from serving import process_of
+from serving import FakeModel, process_of, running_server
 
+from convserve.client import AsyncClient, Client
 from convserve.errors import ConvserveError, InputError, ModelFormatError, ServerUnavailable
 from convserve.server import supervisor
 from convserve.server.control import Control
@@ -323,6 +324,21 @@ def weights_in(pid: int, path: Path) -> dict[str, int]:
             name, size, _ = line.split()
             sizes[name] = sizes.get(name, 0) + int(size)
     return sizes
+
+
+def test_every_client_has_a_connection_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "convserve.calls")
+
+    async def ask(address: str) -> None:
+        async with AsyncClient(address) as one, AsyncClient(address) as other:
+            await asyncio.gather(*(client.list_models() for client in (one, one, other)))
+
+    with running_server({"fake": FakeModel()}) as address, Client(address) as one, Client(address) as other:
+        for client in (one, one, other):
+            client.list_models()
+        asyncio.run(ask(address))
+    peers = [vars(record)["peer"] for record in caplog.records if record.name == "convserve.calls"]
+    assert (len(peers), len(set(peers))) == (6, 4)
 
 
 def test_workers_hold_the_weights_once_and_go_when_their_supervisor_is_killed() -> None:

@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # a connection for each client, where gRPC would share one: a server's workers share connections, not calls
+    ("grpc.use_local_subchannel_pool", 1),
     # a retry must find the channel ready to connect again, not in its own longer pause
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
