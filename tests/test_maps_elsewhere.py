@@ -15,6 +15,7 @@ from serving import running_server
 import convserve
 from convserve import InputError, Reduction
 from convserve.cli.main import main
+from convserve.scenes.writer import MapWriter
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,15 @@ def test_the_command_line_is_interrupted_and_goes_on(
 ) -> None:
     np.save(tmp_path / "page.npy", page())
     argv = ["score-map", str(tmp_path / "page.npy"), "-o", str(tmp_path / "map.zarr"), "--net", str(NET)]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # before there is anything to go on with
+        patch.setattr(MapWriter, "begin", interrupted)
+        assert main(argv) == 130
+        assert capsys.readouterr().err == ""
     with monkeypatch.context() as patch:
         stop_after(5, patch, KeyboardInterrupt)
         assert main(argv) == 130

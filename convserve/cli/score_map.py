@@ -23,6 +23,7 @@ from convserve.errors import InputError
 from convserve.reduction import Reduction
 from convserve.results import ScoreMap
 from convserve.scenes import ENDINGS, WrittenMap, is_scene, overview, scene_rows
+from convserve.scenes.record import RecordFile
 
 __all__ = ["register", "run", "save"]
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         found = _scored_by_rows(args) if by_rows else _score(args, output=None if picture else Path(args.output))
     except KeyboardInterrupt:
-        if not picture:
+        if not picture and RecordFile(Path(args.output)).path.exists():
             print(f"convserve: interrupted; finished rows are in {args.output}, and --resume goes on", file=sys.stderr)
         raise
     drawing = {"background": args.background, "opacity": args.opacity, "side": args.side}

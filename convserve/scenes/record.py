@@ -101,8 +101,9 @@ def _fields(value: Geometry | Reduction) -> dict[str, Any]:
 class RecordFile:
     """The record as JSON beside its map. The count of finished rows is written over in place: a full disk allows it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, output: Path) -> None:
+        """output: of the map."""
+        self.path = output.with_name(output.name + ".json")
 
     def create(self, record: Record) -> None:
         """Write it, with no row finished."""

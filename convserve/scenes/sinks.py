@@ -30,7 +30,7 @@ class Sink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = RecordFile(path.with_name(path.name + ".json"))
+        self.record = RecordFile(path)
 
     def create(self, record: Record, georeference: GeoReference | None) -> None:
         """Make what rows are written to; georeference: where the map's positions lie."""
