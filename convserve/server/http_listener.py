@@ -19,6 +19,7 @@ PATIENCE_S = 20.0
 """Seconds that a connection may be without a whole request line and headers, or take to be closed."""
 
 _LARGEST_HEADERS_BYTES = 16 << 10
+_READ_BYTES = 64 << 10
 
 
 class _PatientProtocol(H11Protocol):
@@ -29,6 +30,8 @@ class _PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # what comes before there is room for it: asyncio reads 256 KiB at a time
+        transport.max_size = _READ_BYTES
         self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
