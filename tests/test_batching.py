@@ -15,7 +15,7 @@ from serving import running_server
 
 import convserve
 from convserve.client import Client
-from convserve.errors import InputError, MemoryBudgetError, RunCancelled
+from convserve.errors import InputError, MemoryBudgetError, RunCancelled, ServerBusy
 from convserve.server.admission import Admission
 from convserve.server.batching import Batcher, Joint
 
@@ -71,7 +71,7 @@ async def begun(work: Work) -> None:
         await asyncio.sleep(0.001)
 
 
-def ask(batcher: Batcher, work: Work, *images: int, key: str = "net", **options: Any) -> "asyncio.Task[list[Any]]":
+def ask(batcher: Batcher, work: Callable[..., Any], *images: int, key: str = "net", **options: Any) -> "asyncio.Task[list[Any]]":
     call, joint = options.pop("call", Call()), Joint(options.pop("most", 4), options.pop("lanes", 1))
     return asyncio.create_task(batcher.join(call, key, images, work, joint=joint, **options))
 
@@ -324,3 +324,25 @@ def test_joined_calls_of_a_server_get_the_bits_that_they_get_alone() -> None:
     assert sum(runs) == 24
     for image, predictions in zip(images, found, strict=True):
         assert list(predictions) == list(model.classify(image, top=11))
+
+
+def test_a_deadline_that_the_queue_does_not_leave_is_refused_when_the_call_comes() -> None:
+    async def body(batcher: Batcher) -> None:
+        runs: list[list[int]] = []
+
+        def slow(images: list[int], _: Any) -> list[int]:
+            time.sleep(0.05)
+            runs.append(images)
+            return images
+
+        tasks = [ask(batcher, slow, image, most=1) for image in range(40)]
+        while len(runs) < 2:
+            await asyncio.sleep(0.001)
+        with pytest.raises(ServerBusy, match=r"the deadline is in 0\.[0-9]+ s; with what waits before it") as error:
+            await ask(batcher, slow, 99, most=1, call=Call(left_s=0.3))
+        assert error.value.wait_s is not None
+        assert error.value.wait_s > 0
+        await asyncio.gather(*tasks)
+        assert sum(runs, []) == list(range(40))
+
+    in_loop(body)

@@ -50,11 +50,12 @@ class Admission:
         a budget. on_rest: called in the event loop when for REST_S there was no call, once after each time that there
         were some.
         """
-        runs = min(max_running, available_threads())
+        self.runs = min(max_running, available_threads())
+        """Networks that run at once."""
         self._pool = ThreadPoolExecutor(max_running, thread_name_prefix="convserve-work")
         self._threads = asyncio.Semaphore(max_running)
-        self._run_pool = ThreadPoolExecutor(runs, thread_name_prefix="convserve-run")
-        self._runs = asyncio.Semaphore(runs + 1)
+        self._run_pool = ThreadPoolExecutor(self.runs, thread_name_prefix="convserve-run")
+        self._runs = asyncio.Semaphore(self.runs + 1)
         self._maps = asyncio.Semaphore(max_running * MAPS_PER_RUNNING)
         self._most = max_running + max_waiting
         self._mean_s = _SHORTEST_WAIT_S
@@ -91,16 +92,18 @@ class Admission:
         if self._rest is not None:
             self._rest.cancel()
             self._rest = None
-        start_s = time.monotonic()
+        start_s, answered = time.monotonic(), False
         reservation = self.ledger.open()
         try:
             yield reservation
+            answered = True
         finally:
             reservation.close()
             self.calls -= 1
             if not open_ended:
                 self._brief -= 1
-                self._ended(start_s)
+                if answered:
+                    self._ended(start_s)
             if not self.calls and self._on_rest is not None:
                 self._rest = asyncio.get_running_loop().call_later(REST_S, self._on_rest)
 

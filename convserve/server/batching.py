@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-from convserve.errors import ConvserveError, RunCancelled
+from convserve.errors import ConvserveError, RunCancelled, ServerBusy
 from convserve.model import Cancellation
 from convserve.server.admission import Admission, Timed
 
@@ -26,6 +26,7 @@ DELAY_OF_RUN = 0.1
 LONGEST_DELAY_S = 0.01
 LANES = 2  # while one run's callers come back, the other's images are computed
 LANES_ALONE = 256  # where joining gains nothing, the threads are the limit
+DOUBT = 1.15  # an answer that comes too late has cost another one its time
 SPARE_S = 0.05  # before the nearest deadline, beside twice the shortest run
 
 
@@ -62,10 +63,26 @@ class _Line:
     running_images: int = 0
     last_images: int = 0
     least_s: float = 0.0
+    run_s: float = 0.0
+    image_s: float = 0.0
 
     @property
     def images(self) -> int:
         return sum(len(part.images) for part in self.parts)
+
+    def ran(self, images: int, seconds: float) -> None:
+        """Count a run; run_s and image_s are means of the last ones."""
+        self.last_images = images
+        self.least_s = min(self.least_s or seconds, seconds)
+        self.run_s += (seconds - self.run_s) / 4 if self.run_s else seconds
+        each_s = seconds / images
+        self.image_s += (each_s - self.image_s) / 4 if self.image_s else each_s
+
+    def answered_in_s(self, at_once: int) -> float:
+        """Return how long a call that comes now is likely to take, with so many runs at once."""
+        before = self.images + self.running_images / 2
+        wait_s = before * self.image_s / min(at_once, self.joint.lanes)
+        return DOUBT * (wait_s + self.run_s) if before else 0.0
 
     def take(self) -> list[_Part]:
         # the first part whatever its size, then those behind it that still fit: an even share for each run in work,
@@ -123,12 +140,19 @@ class Batcher:
 
         work: from a list of images to one result each, on a thread; key: what makes calls alike, so that either
         one's work will do. joint: of the model; a call with more images runs alone. priority: lower goes first.
-        Raises RunCancelled where the call's deadline passes, or is nearer than any run was short, before it begins.
+        Raises ServerBusy where the call's deadline is too near for what waits before it; RunCancelled where it passes
+        before the turn comes, or is nearer than a run is long.
         """
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line(work, joint)
         remaining_s = context.time_remaining()
+        if remaining_s is not None and 0 < remaining_s < (expected_s := line.answered_in_s(self._admission.runs)):
+            raise ServerBusy(
+                f"the deadline is in {remaining_s:.2f} s; with what waits before it the answer would take"
+                f" {expected_s:.2f} s",
+                expected_s - remaining_s,
+            )
         deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
         self._number += 1
         part = _Part(images, priority, self._number, deadline_s, asyncio.get_running_loop().create_future())
@@ -175,11 +199,7 @@ class Batcher:
 
     async def _run(self, line: _Line) -> None:
         async with self._admission.run_place():
-            earliest_s = time.monotonic() + line.least_s
-            for part in [part for part in line.parts if (part.deadline_s or earliest_s) < earliest_s]:
-                line.parts.remove(part)
-                text = "the deadline passed, or was too near for a run, before the turn came"
-                _fail(part, RunCancelled(text, overdue=True))
+            self._drop_late(line)
             if not line.parts:
                 return
             parts = line.take()
@@ -198,6 +218,15 @@ class Batcher:
             except Exception as error:
                 for part in parts:
                     _fail(part, error)
+
+    def _drop_late(self, line: _Line) -> None:
+        # where others wait, what is likely to end too late takes their time; alone, only what cannot end in time does
+        usual_s = line.run_s if len(line.parts) > 1 else line.least_s
+        end_s = time.monotonic() + usual_s
+        for part in [part for part in line.parts if (part.deadline_s or end_s) < end_s]:
+            line.parts.remove(part)
+            text = "the deadline passed, or was too near for a run, before the turn came"
+            _fail(part, RunCancelled(text, overdue=True))
 
     async def _computed(self, line: _Line, parts: list[_Part]) -> None:
         waiting = [part for part in parts if not part.results.done()]
@@ -227,8 +256,7 @@ class Batcher:
             line.running_images -= len(images)
             for part in waiting:
                 part.results.remove_done_callback(left)
-        line.last_images = len(images)
-        line.least_s = min(line.least_s or seconds, seconds)
+        line.ran(len(images), seconds)
         for part in waiting:
             mine, results = results[: len(part.images)], results[len(part.images) :]
             if not part.results.done():
