@@ -157,7 +157,6 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a number for a range": ({"dense": True, "dense_dtype": "uint8", "dense_value_range": 1}, "dense_value_range"),
     "an endless range": ({"dense": True, "dense_dtype": "uint8", "dense_value_range": "0,inf"}, "value_range"),
     "an unknown method": ({"dense": True, "dense_method": "magic"}, "'magic'; allowed: auto"),
-    "a method of whole images": ({"dense": True, "dense_method": "crops"}, "crops"),
     "a long edge": ({"dense": True, "dense_edge": "e" * 5000}, "dense_edge"),
     "an unknown edge": ({"dense": True, "dense_edge": "wrap"}, "'wrap'; allowed: none, pad, align"),
     "an edge without a map": ({"dense_edge": "pad"}, "dense: true"),
