@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +378,38 @@ def test_workers_share_the_http_port_too_also_when_begun_again() -> None:
                 one.close()
             assert process.stderr is not None
             assert set(re.findall(r"worker \d", process.stderr.read())) == {"worker 1", "worker 2"}
+
+
+def test_counts_outlive_the_worker_that_counted() -> None:
+    digit, asked = (BUNDLED.parent / "digit.png").read_bytes(), oip.ModelStatisticsRequest(name="digits")
+
+    def counted(channel: grpc.Channel) -> int:
+        [found] = Calls(channel).ModelStatistics(asked).model_stats
+        return int(found.inference_count)
+
+    with process_of("--workers", "2") as (process, address), channels_of(address) as channels:
+        workers = workers_of(process)
+        name = Calls(channels[0]).ModelMetadata(oip.ModelMetadataRequest(name="digits")).inputs[0].name
+        for channel in channels:
+            Calls(channel).infer(name, [digit])
+        assert counted(channels[0]) == 12
+        os.kill(workers[0], signal.SIGKILL)
+        seen = set()
+
+        def begun_again() -> bool:
+            with channels_of(address, 1) as [channel], suppress(grpc.RpcError):
+                seen.add(counted(channel))
+            return len(workers_of(process)) == 2 and workers[0] not in workers_of(process)
+
+        eventually(begun_again)
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            begun_again()
+        assert seen == {12}
+        with channels_of(address) as later:
+            for channel in later:
+                Calls(channel).infer(name, [digit])
+            eventually(lambda: {counted(channel) for channel in later} == {24})
 
 
 def test_workers_that_cannot_begin_say_why_once() -> None:

@@ -28,7 +28,7 @@ def main(number: int) -> int:
     if told is None:
         return 1
     begin = told["with"]
-    worker = Worker(end, number=begin["number"], restarted=begin["restarted"], unloaded=begin["unloaded"])
+    worker = Worker(end, number=begin["number"], **begin["before"])
     try:
         serve_networks(begin["nets"], {**begin["options"], **begin["ports"]}, worker=worker)
     except (ConvserveError, OSError) as error:

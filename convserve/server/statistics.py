@@ -3,7 +3,7 @@
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -265,6 +265,14 @@ class Statistics:
     def told(self, model: str, version: str) -> dict[str, Any]:
         """Return of() as plain data, for other processes; server() where there is no model's name."""
         return asdict(self.of(model, version) if model else self.server())
+
+    def go_on(self, told: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
+        """Count on from what told() was of each model and version in a process that has ended."""
+        for model, version, counts in told:
+            if model:
+                self.of(model, version).join(ModelCounts.from_dict(counts))
+            else:
+                self._server.join(ServerCounts(calls=dict(counts["calls"])))
 
     async def server_total(self) -> ServerCounts:
         """Return server() of all workers together, of this process where it is alone."""

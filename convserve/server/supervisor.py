@@ -51,6 +51,8 @@ class _Worker:
     prepared: "asyncio.Future[None]"
     began_s: float = field(default_factory=time.monotonic)
     state: State | None = None
+    # what it told last of what it had counted, by model and version
+    counted: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     async def end(self) -> str:
         """Wait until the process has ended and all that it said was heard; return how it ended."""
@@ -77,8 +79,8 @@ class Supervisor:
     ) -> None:
         """Prepare count workers of a command, which gets the number of a socket as its last argument.
 
-        settings: JSON that each worker is told first, with number, ports, restarted and unloaded. The others as serve()
-        takes them.
+        settings: JSON that each worker is told first, with number, ports, and before: what was before it. The others as
+        serve() takes them.
         """
         self._command, self._settings = command, settings
         self._count, self._host, self._port, self._http_port = count, host, port, http_port
@@ -87,6 +89,8 @@ class Supervisor:
         self._serving: list[_Worker] = []
         self._shared: State | None = None
         self._ready = False
+        # of workers that have died, by their numbers, until others have taken their places
+        self._left: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # one change at a time, so that all workers have the same models
         self._changing = asyncio.Lock()
@@ -156,13 +160,15 @@ class Supervisor:
             "state": functools.partial(self._state, worker),
             "load": functools.partial(self._change, "load", worker),
             "unload": functools.partial(self._change, "unload", worker),
-            "gather": self._gather,
+            "counts": self._counts,
         }
         self._alive.append(worker)
         self._run(self._watch(worker))
         unloaded = sorted({name for one in self._serving if one.state for name in one.state["unloaded"]})
         ports = {"port": self._port, "http_port": self._http_port}
-        control.tell("begin", number=number, ports=ports, restarted=restarted, unloaded=unloaded, **self._settings)
+        counted = [[*key, told] for key, told in self._left.get(number, {}).items()]
+        before = {"restarted": restarted, "unloaded": unloaded, "counted": counted}
+        control.tell("begin", number=number, ports=ports, before=before, **self._settings)
         return worker
 
     async def _watch(self, worker: _Worker) -> None:
@@ -213,6 +219,7 @@ class Supervisor:
                     _terminate(worker)
                     continue
                 self._serving.append(worker)
+                worker.counted = self._left.pop(number, {})
                 self._share(again=True)
                 await self._refreshed(settled=False)
             _log.info("worker %d (process %d) serves again", number, worker.process.pid)
@@ -220,6 +227,7 @@ class Supervisor:
     def _leave(self, worker: _Worker) -> None:
         if worker in self._serving:
             self._serving.remove(worker)
+            self._left[worker.number] = worker.counted
             self._share()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -258,11 +266,17 @@ class Supervisor:
                 # it has died, and will have the same when it has begun again
                 continue
 
-    async def _gather(self, *, what: str, **arguments: Any) -> list[Any]:
-        """Return what all workers answer; one that dies over it has no answer."""
-        asked = (worker.control.ask(what, **arguments) for worker in self._serving)
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        return [one for one in found if not isinstance(one, BaseException)]
+    async def _counts(self, *, model: str, version: str) -> list[Any]:
+        """Return what all workers have counted; for one that has died what it told last, so that sums do not fall."""
+        key, workers = (model, version), list(self._serving)
+        asked = (worker.control.ask("counts", model=model, version=version) for worker in workers)
+        for worker, one in zip(workers, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(one, dict):
+                worker.counted[key] = one
+        here = [worker.counted[key] for worker in self._serving if key in worker.counted]
+        left = [its[key] for its in self._left.values() if key in its]
+        # what has ended takes no memory any more
+        return here + [{**its, "levels": {}} if "levels" in its else its for its in left]
 
     async def _refreshed(self, *, settled: bool) -> None:
         await self._each("refresh", settled=settled)

@@ -124,14 +124,23 @@ class SharedRepository(Repository):
 class Worker:
     """A worker process's end of the connection to its supervisor."""
 
-    def __init__(self, end: socket.socket, *, number: int, restarted: bool, unloaded: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        *,
+        number: int,
+        restarted: bool,
+        unloaded: Sequence[str] = (),
+        counted: Sequence[tuple[str, str, Mapping[str, Any]]] = (),
+    ) -> None:
         """number: from 1. restarted: others serve already, so this worker listens when it has tried every model.
 
-        unloaded: the folder's models that are not loaded until somebody asks for them.
+        unloaded: the folder's models that are not loaded until somebody asks for them. counted: what Statistics were
+        told() in the worker that had this number before, by model and version.
         """
         self.number = number
         self._end = end
-        self._restarted, self._unloaded = restarted, unloaded
+        self._restarted, self._unloaded, self._counted = restarted, unloaded, counted
         self._repository: SharedRepository | None = None
         # not asyncio's own threads: those may all be in load(), which waits for this worker to load
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="convserve-control")
@@ -178,11 +187,12 @@ class Worker:
             return asyncio.run_coroutine_threadsafe(control.ask(what, **arguments), loop).result()
 
         async def gather(model: str, version: str) -> list[Any]:
-            counts: list[Any] = await control.ask("gather", what="counts", model=model, version=version)
+            counts: list[Any] = await control.ask("counts", model=model, version=version)
             return counts
 
         repository.join(ask)
         server.statistics.share(gather)
+        server.statistics.go_on(self._counted)
         repository.listen(changed)
         control.tell("prepared")
         await stop.wait()
