@@ -117,7 +117,8 @@ def _network(home: Path, network: str) -> Path:
 def _compared(case: Case, folder: Path, options: argparse.Namespace) -> list[Row]:
     question, engines = question_of(folder), ["convserve", *options.peers]
     turns: dict[tuple[int, str], list[Row]] = {}
-    batches: dict[int, list[int]] = {callers: [0, 0] for callers in case.callers}
+    images: dict[int, list[float]] = {callers: [] for callers in case.callers}
+    engine_s: dict[int, list[float]] = {callers: [] for callers in case.callers}
     with ExitStack() as stack:
         servers = {engine: stack.enter_context(running(engine, folder)) for engine in engines}
         for round_number in range(options.rounds + 1):
@@ -133,17 +134,17 @@ def _compared(case: Case, folder: Path, options: argparse.Namespace) -> list[Row
                     turns.setdefault((callers, engine), []).append(found)
                     if engine == "convserve":
                         now = _counts(server)
-                        batches[callers] = [batches[callers][at] + now[at] - before[at] for at in (0, 1)]
+                        images[callers].append((now[0] - before[0]) / max(1, now[1] - before[1]))
+                        # in the same turn, since what else runs on a machine changes what processor time is worth
+                        engine_s[callers].append(engine_core_s(folder, max(1, round(images[callers][-1]))))
         anonymous = {engine: server.anonymous_bytes() for engine, server in servers.items()}
     rows = []
     for callers in case.callers:
-        images, runs = batches[callers]
-        engine_s = engine_core_s(folder, max(1, round(images / max(1, runs))))
         for engine in engines:
             row = {"case": case.key, "network": case.network, "callers": callers, "send": case.send, "engine": engine}
             row |= _summary(turns[callers, engine]) | {"anonymous_bytes": anonymous[engine]}
             if engine == "convserve":
-                row |= {"engine_core_s": engine_s, "images_a_run": images / max(1, runs)}
+                row |= {"engine_core_s": median(engine_s[callers]), "images_a_run": median(images[callers])}
             rows.append(row)
     return rows
 

@@ -67,6 +67,7 @@ def overloaded(case: Overload, folder: Path, options: argparse.Namespace) -> Row
         "goodput": goodput,
         "share": goodput / capacity,
         "refused": found["refused"],
+        "said": found["said"],
         "p50_s": latencies[len(latencies) // 2],
         "p99_s": latencies[int(0.99 * len(latencies))],
         "peak_bytes": sampler.peak_bytes,

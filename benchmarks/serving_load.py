@@ -3,9 +3,9 @@
 {"address": text, "model": name, "input": name, "shape": [1, C, H, W], "send": "tensor" | "jpeg" | "decoded",
 "seconds": s, and "callers": n, each of which asks again when it is answered, or "rate": requests a second, sent when
 they are due whatever has become of others, with "deadline_s" each}
--> {"answered": n, "seconds": s, "latencies_s": [...], "refused": {status: n}, "sent": n}. "jpeg" sends a photograph's
-bytes, "decoded" decodes it here and sends float32. Of requests at a rate the first seconds are not counted, and latency
-counts from when they were due.
+-> {"answered": n, "seconds": s, "latencies_s": [...], "refused": {status: n}, "said": {status: the first text}}.
+"jpeg" sends a photograph's bytes, "decoded" decodes it here and sends float32. Of requests at a rate those count that
+ended once the server was warm and before the last was sent; their latency counts from when they were due.
 """
 
 import io
@@ -60,21 +60,22 @@ class _Found:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.sent = 0
         self.latencies: list[float] = []
         self.refused: Counter[str] = Counter()
+        self.said: dict[str, str] = {}
 
     def add(self, latency_s: float | None, error: "triton.InferenceServerException | None" = None) -> None:
         with self._lock:
-            self.sent += 1
             if error is not None:
-                self.refused[str(error.status()).removeprefix("StatusCode.")] += 1
+                status = str(error.status()).removeprefix("StatusCode.")
+                self.refused[status] += 1
+                self.said.setdefault(status, str(error.message()))
             elif latency_s is not None:
                 self.latencies.append(latency_s)
 
     def report(self, seconds: float) -> dict[str, Any]:
         with self._lock:
-            counts = {"answered": len(self.latencies), "refused": dict(self.refused), "sent": self.sent}
+            counts = {"answered": len(self.latencies), "refused": dict(self.refused), "said": self.said}
             return {**counts, "seconds": seconds, "latencies_s": self.latencies}
 
 
