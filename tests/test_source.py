@@ -140,15 +140,28 @@ def test_files_are_short_and_have_nothing_left_to_do(path: Path) -> None:
     assert not [number for number, line in enumerate(lines, 1) if any(mark in line for mark in marks)]
 
 
+# What would run what a file says, or fetch what a text names.
+UNWANTED = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "marshal", "shelve", "yaml", "torch"}
+UNWANTED |= {"urllib", "urllib3", "requests", "http.client", "ftplib", "httpx", "aiohttp", "fsspec", "boto3"}
+UNWANTED_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
-def test_no_star_imports_and_no_pickle(path: Path) -> None:
+def test_no_star_imports_and_nothing_that_unpickles_or_loads_from_urls(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
+        modules: list[str] = []
         if isinstance(node, ast.ImportFrom):
             assert [alias.name for alias in node.names] != ["*"]
-            assert node.module not in ("pickle", "marshal", "shelve")
-        if isinstance(node, ast.Import):
-            assert not {alias.name for alias in node.names} & {"pickle", "marshal", "shelve"}
+            modules = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call):
+            assert getattr(node.func, "id", "") not in UNWANTED_CALLS
+            refused = [one for one in node.keywords if one.arg in ("allow_pickle", "shell")]
+            assert all(isinstance(one.value, ast.Constant) and not one.value.value for one in refused)
+        found = {name for module in modules for name in (module, module.split(".")[0])}
+        assert not found & UNWANTED, f"{name_of(path)} imports {found & UNWANTED}"
 
 
 def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
