@@ -11,6 +11,7 @@ import convserve
 from convserve import errors
 from convserve.cli.main import main
 from convserve.client import Client
+from convserve.server.access import Access
 from convserve.server.tls import Certificates
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes certificates, is absent")
@@ -75,6 +76,23 @@ def test_only_clients_of_the_authority_may_connect(folder: Path, name: str | Non
             else:
                 with pytest.raises(errors.ServerUnavailable):
                     client.list_models()
+
+
+def test_a_certificate_is_no_token(folder: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[clients.a]\ntoken = "0123456789abcdef"\n')
+    tokens.chmod(0o600)
+    both = {"certificates": certificates(folder, client_ca=folder / "clients.pem"), "access": Access(str(tokens))}
+    shown = (folder / "clients.pem", folder / "clients.key")
+    with running_server({"fake": FakeModel()}, both) as address:
+        options = {"tls": folder / "first.pem", "certificate": shown, "retries": 0, "timeout": 20}
+        with Client(localhost(address), token="0123456789abcdef", **options) as client:  # type: ignore[arg-type]
+            assert client.list_models()
+        with (
+            Client(localhost(address), **options) as client,  # type: ignore[arg-type]
+            pytest.raises(errors.AuthenticationError),
+        ):
+            client.list_models()
 
 
 def test_the_command_line_shows_a_certificate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
