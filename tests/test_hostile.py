@@ -1,6 +1,8 @@
 """Hostile clients: whatever they send or leave open, each gets its status, nothing stays, others are answered."""
 
+import asyncio
 import io
+import itertools
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -28,7 +31,9 @@ from refusals import DIGIT, INVALID, LIMITS, PAGE, check_that_it_goes_on, refuse
 from serving import image_requests, kinds_of, process_of, running_server, scores_of, settled, stub_of
 
 import convserve
+from convserve.server import incoming
 from convserve.server.interceptors import _MOST_LISTENERS
+from convserve.server.ledger import Ledger
 from convserve.wire import convserve_pb2 as pb
 from convserve.wire.convserve_pb2_grpc import ConvserveStub
 from convserve.wire.infer import LONGEST_ID
@@ -189,16 +194,28 @@ def test_ten_thousand_pieces_of_a_byte(stub: ConvserveStub, model: convserve.Mod
 # ---- patience
 
 
-def test_a_file_that_trickles_in_gives_its_place_to_others(model: convserve.Model) -> None:
-    def requests() -> Iterator[pb.ScoreMapRequest]:
-        yield header_to_message(SceneHeader(None))
-        while True:
-            yield pb.ScoreMapRequest(piece=b"")
-            time.sleep(0.02)
+@pytest.mark.parametrize(("piece", "trickles"), [(b"", True), (b"a", True), (b"a" * (20 << 10), False)])
+def test_a_file_that_trickles_in_gives_its_place_to_others(
+    piece: bytes, trickles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a clock on which a piece comes each second
+    seconds = itertools.count()
+    monkeypatch.setattr(incoming, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    requests = itertools.chain([pb.ScoreMapRequest(piece=piece)] * 100, [grpc.aio.EOF])
 
-    with running_server({"digits": model}, stall_s=0.4) as address, stub_of(address) as stub:
-        refused(lambda: list(stub.ScoreMap(requests(), timeout=60)), grpc.StatusCode.CANCELLED, "more slowly than")
-        check_that_it_goes_on(stub, model)
+    class Trickling:
+        async def read(self) -> Any:
+            return next(requests)
+
+    async def received() -> bytes:
+        return await incoming.Incoming(Trickling(), stall_s=60).file(1 << 30, Ledger().open())  # type: ignore[arg-type]
+
+    if trickles:
+        with pytest.raises(convserve.errors.RunCancelled, match="more slowly than 16384 bytes a second"):
+            asyncio.run(received())
+        assert next(seconds) < 65
+    else:
+        assert len(asyncio.run(received())) == 2000 << 10
 
 
 def test_listeners_leave_places_to_calls(model: convserve.Model) -> None:
