@@ -104,28 +104,30 @@ class Supervisor:
         """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(one, stop.set)
         host = self._host.strip("[]")
         with ExitStack() as held:
             self._port = held.enter_context(reserved_port(host, self._port))
             if self._http_port is not None:
                 self._http_port = held.enter_context(reserved_port(host, self._http_port))
-            serving = asyncio.create_task(self._serve(on_start))
-            stopping = asyncio.create_task(stop.wait())
             try:
+                # not cut short, since a process half begun would be nobody's
+                for number in range(1, self._count + 1):
+                    self._serving.append(await self._begin(number, restarted=False))
+                serving, stopping = self._run(self._serve(on_start)), asyncio.create_task(stop.wait())
                 await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
                 if serving.done():
                     await serving
             finally:
-                for task in (serving, stopping, *self._tasks):
+                tasks = list(self._tasks)
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(serving, stopping, *self._tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await asyncio.gather(*map(self._ended, self._alive))
 
     async def _serve(self, on_start: Callable[[str, str, list[str]], None]) -> None:
-        numbers = range(1, self._count + 1)
-        self._serving = list(await asyncio.gather(*(self._begin(number, restarted=False) for number in numbers)))
         await asyncio.gather(*(worker.prepared for worker in self._serving))
         found = await asyncio.gather(*(worker.control.ask("listen") for worker in self._serving))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
