@@ -9,10 +9,11 @@ import convserve
 from convserve.graph.ir import Graph
 from convserve.graph.ops import infer_volumes, windows
 from convserve.graph.restride import least_work
+from convserve.graph.sharing import passages
 from convserve.images.colours import class_colours
 from convserve.model import Model
 
-__all__ = ["draw_ring", "draw_strides", "draw_windows"]
+__all__ = ["draw_crops", "draw_ring", "draw_strides", "draw_windows"]
 
 FOLDER = Path(__file__).parent
 PAPER, INK, QUIET, RULE = (255, 255, 255), (31, 41, 51), (102, 114, 127), (214, 220, 226)
@@ -133,6 +134,30 @@ def draw_strides() -> Image.Image:
     return picture
 
 
+def draw_crops() -> Image.Image:
+    """Return a crop's activations in a network of VGG-16's layers: what is the same in others, and what is its own."""
+    net = "INPUT[224x224x3] -> [[CONV3-4 -> RELU]*2 -> POOL2]*2 -> [[CONV3-4 -> RELU]*3 -> POOL2]*3 -> FC-10"
+    found = list(passages(convserve.build(net, cache=False).graph))
+    picture, draw = _sheet(1180, 330)
+    middle, (edge, corner) = (226, 232, 238), _colours(2)
+    side, last = 190, {passage.size(0): passage for passage in found}
+    shown = [last[size] for size in (224, 112, 56, 28, 14)]
+    for number, passage in enumerate(shown):
+        x, y, size = 30 + number * (side + 40), 50, passage.size(0)
+        (low, high), cell = passage.clean[0], side / passage.size(0)
+        _text(draw, (x, 14), f"{size}x{size}, stride {passage.stride[0]}")
+        draw.rectangle((x, y, x + side, y + side), corner)
+        draw.rectangle((x + low * cell, y, x + high * cell, y + side), edge)
+        draw.rectangle((x, y + low * cell, x + side, y + high * cell), edge)
+        draw.rectangle((x + low * cell, y + low * cell, x + high * cell, y + high * cell), middle)
+    words = ("the same for all crops", "for those in its row, or in its column", "of this crop alone")
+    for number, (colour, text) in enumerate(zip((middle, edge, corner), words, strict=True)):
+        x = 30 + number * 370
+        draw.rectangle((x, 275, x + 22, 297), colour, QUIET)
+        _text(draw, (x + 32, 276), text, 16)
+    return picture
+
+
 def draw_ring() -> Image.Image:
     """Return the map of a padded network: where it has the bits of the same pixels in a larger image, and its ring."""
     net = "INPUT[24x24x3] -> [CONV3-8 -> RELU -> CONV3-8 -> RELU -> AVGPOOL2]*2 -> FC-4"
@@ -161,7 +186,7 @@ def draw_ring() -> Image.Image:
 def main() -> None:
     """Write the drawings beside docs/dense.md."""
     lenet = convserve.build("INPUT[28x28x1] -> CONV5-4 P0 -> POOL2 -> CONV5-4 P0 -> POOL2 -> FC-4", cache=False)
-    drawings = {"windows": draw_windows(lenet), "strides": draw_strides(), "ring": draw_ring()}
+    drawings = {"windows": draw_windows(lenet), "strides": draw_strides(), "ring": draw_ring(), "crops": draw_crops()}
     for name, picture in drawings.items():
         picture.save(FOLDER / f"dense-{name}.png", optimize=True)
 

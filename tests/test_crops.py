@@ -149,7 +149,7 @@ def test_a_network_without_padding_shares_everything() -> None:
 
 def test_borders_grow_by_each_layer_s_padding() -> None:
     model = convserve.build("INPUT[64x64x3] -> [[CONV3-4 -> RELU]*2 -> POOL2]*2 -> [CONV3-4 -> RELU]*3 -> FC-5")
-    borders = {one.tensor: one.borders(0) for one in sharing_module._passages(model.graph)}
+    borders = {one.tensor: one.borders(0) for one in sharing_module.passages(model.graph)}
     grown = [borders[tensor] for tensor in borders]
     assert grown[0] == (0, 0)
     # two convolutions, a pooling, two convolutions, a pooling, ...: docs/dense.md

@@ -31,6 +31,8 @@ Group = tuple[range, slice]
 # Positions along each axis of a grid that are computed together, the most first; fewer where they would hold more.
 SIDES = (32, 16, 8, 4, 2, 1)
 MOST_HELD_BYTES = 128 << 20
+# Rows of the map that leave together: whoever reduces or sends them copies no more.
+LEAVING_ROWS = 4
 
 
 class CropRows:
@@ -208,7 +210,7 @@ class CropRows:
             self._seen += skipped + taken
             rows = rows[skipped + taken :]
             if self._filled == len(self._buffer):
-                yield self._block(self._next + self._rows, None)
+                yield from self._block(self._next + self._rows, None)
 
     def finish(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the blocks that remain after the last row. Raises ShapeError where not one window fitted."""
@@ -216,14 +218,14 @@ class CropRows:
             # blocks that were not planned, lower ones, run in the memory that is there
             self._options["memory_budget"] = self._run_bytes + self._options["score_bytes"]
         for _, end in list(self._row_blocks(self.geometry(self._seen).rows)):
-            yield self._block(end, self._seen)
+            yield from self._block(end, self._seen)
 
     @property
     def _first_row(self) -> int:
         # of the image, in the buffer
         return max(0, self._next - self._back) * self._way.stride[0]
 
-    def _block(self, end: int, height: int | None) -> tuple[int, np.ndarray]:
+    def _block(self, end: int, height: int | None) -> Iterator[tuple[int, np.ndarray]]:
         # the scores from the next row of the map to `end`; then the buffer begins with the row behind
         first, begin = self._next, self._first_row
         block = empty_scores(end - first, self.cols, len(self.classes))
@@ -241,7 +243,8 @@ class CropRows:
         for row in range(0, self._filled, max(1, moved)):
             kept = self._buffer[row + moved : min(row + moved, self._filled) + moved]
             self._buffer[row : row + len(kept)] = kept
-        return first, block
+        for row in range(0, len(block), LEAVING_ROWS):
+            yield first + row, block[row : row + LEAVING_ROWS]
 
     def _region(self, down: range, across: range) -> ImageRows:
         window = self._way.slide.window
@@ -249,8 +252,12 @@ class CropRows:
         part = self._buffer[: self._filled][down[0] : down[0] + height, across[0] : across[0] + width]
         if part.shape[:2] == (height, width):
             return self._image.of(part[None])
-        beyond = (0, height - part.shape[0]), (0, width - part.shape[1]), (0, 0)
-        return ImageRows(np.pad(_values(self._image.of(part[None])), beyond)[None])
+        values = np.zeros((1, height, width, self._way.engine.graph.input_volume.channels), np.float32)
+        seen, table = values[0, : part.shape[0], : part.shape[1]], self._image.table
+        for channel in range(seen.shape[2]):
+            source = part[..., channel if table is None else self._image.channel_of[channel]]
+            seen[..., channel] = source if table is None else table[channel][source]
+        return ImageRows(values)
 
     def cancel(self) -> None:
         """Stop after the step in work; any thread may call it."""
@@ -282,10 +289,3 @@ def plan_crops(way: Way, method: str, height: int, width: int, *, memory_budget:
     positions = crops.geometry(height).rows * crops.cols
     note = sharing.note if method == "crops-shared" else ""
     return WayPlan(method, positions, crops.predicted_s, crops.plan, note)
-
-
-def _values(image: ImageRows) -> np.ndarray:
-    # what the network sees of an image, float32 (rows, columns, channels)
-    if image.table is None:
-        return image.rows[0]
-    return np.stack([image.table[c][image.rows[0][..., of]] for c, of in enumerate(image.channel_of)], axis=2)

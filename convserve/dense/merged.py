@@ -265,13 +265,17 @@ class MergedStream:
         with self._rows:
             done = 0
             for source in (lambda: self._rows.feed(self._image.rows[0]), self._rows.finish):
-                if self._closed:
-                    raise RunCancelled(f"the score map was closed after {done} of {self.geometry.rows} rows")
+                self._check(done)
                 for first, scores in source():
+                    self._check(done)
                     done = first + len(scores)
                     if into is not None:
                         into[first:done] = scores
                     yield first, scores
+
+    def _check(self, done: int) -> None:
+        if self._closed:
+            raise RunCancelled(f"the score map was closed after {done} of {self.geometry.rows} rows")
 
     def close(self) -> None:
         """Stop after the step in work; going on with the iteration raises RunCancelled."""

@@ -13,7 +13,7 @@ from convserve.graph.receptive import Interval, clean_intervals
 from convserve.graph.restride import as_gemm
 from convserve.graph.window import Window
 
-__all__ = ["Passage", "Sharing", "Stretch", "sharing"]
+__all__ = ["Passage", "Sharing", "Stretch", "passages", "sharing"]
 
 Pair = tuple[int, int]
 
@@ -92,11 +92,11 @@ def sharing(graph: Graph, stride: Pair, *, shared: bool = True) -> Sharing:
     A rule of network and stride alone, so that no image, machine or budget decides which layers run as GEMMs, as all
     that is shared do. shared: False for the network on every crop.
     """
-    passages = list(_passages(graph))
-    alone = Sharing((), passages[0], graph)
+    found = list(passages(graph))
+    alone = Sharing((), found[0], graph)
     if not shared:
         return alone
-    usable = [passage for passage in passages if passage.shares]
+    usable = [passage for passage in found if passage.shares]
     if len(usable) == 1:
         return replace(alone, note=_why_not(graph))
     costs = _Costs(graph, usable)
@@ -131,8 +131,8 @@ def _ways(costs: "_Costs", steps: Pair, together: Pair) -> Iterator[tuple[float,
 class _Costs:
     """The work of stretches over a few crops, and of what each crop runs."""
 
-    def __init__(self, graph: Graph, passages: list[Passage]) -> None:
-        self.graph, self.passages = graph, passages
+    def __init__(self, graph: Graph, usable: list[Passage]) -> None:
+        self.graph, self.passages = graph, usable
         self._stretches: dict[tuple[int, int], Stretch] = {}
 
     def stretch(self, begin: int, end: int) -> Stretch:
@@ -178,7 +178,7 @@ def _work(graph: Graph, height: int, width: int) -> float:
 # ---- passages
 
 
-def _passages(graph: Graph) -> Iterator[Passage]:
+def passages(graph: Graph) -> Iterator[Passage]:
     """Yield the image, and the tensors behind it that every path goes through, up to what cannot slide."""
     volumes = infer_volumes(graph)
     clean = clean_intervals(graph, volumes)
