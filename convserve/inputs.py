@@ -8,7 +8,7 @@ from convserve.averaging import Averaging
 from convserve.engine.source import ImageRows, tensor_rows
 from convserve.errors import InputError, ShapeError
 from convserve.graph.ir import Volume
-from convserve.images.decode import ImageSource, decode
+from convserve.images.decode import ImageSource, check_pixels, decode
 from convserve.images.preprocess import Preprocess
 from convserve.scenes import RowSource, is_scene, scene_rows
 
@@ -64,6 +64,7 @@ class Inputs:
         channels = self._volume.channels
         if isinstance(image, RowSource) or is_scene(image):
             with scene_rows(image) as source:
+                check_pixels(source.height, source.width, source.name)
                 return self.of_rows(np.concatenate(list(source.pieces(channels)))[None])
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != channels or 0 in image.shape:

@@ -33,6 +33,17 @@ def test_an_image_that_only_a_source_reads_is_scored_in_memory_too(tmp_path: Pat
     assert_same(digits.score_map(tmp_path / "page.npy"), digits.score_map(page()))
 
 
+def test_what_is_held_has_a_pixel_limit_and_what_is_read_by_rows_has_none(
+    tmp_path: Path, digits: convserve.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "page.tif", page()[:, :, 0], tile=(32, 32))
+    wanted = digits.score_map(tmp_path / "page.tif")
+    monkeypatch.setenv("CONVSERVE_MAX_PIXELS", "5000")
+    with pytest.raises(InputError, match="CONVSERVE_MAX_PIXELS"):
+        digits.score_map(tmp_path / "page.tif")
+    assert_same(digits.score_map(tmp_path / "page.tif", output=tmp_path / "map.npy"), wanted)
+
+
 def test_through_a_server_rows_go_to_disk_and_on(tmp_path: Path, digits: convserve.Model) -> None:
     tifffile.imwrite(tmp_path / "page.tif", page()[:, :, 0], tile=(32, 32), compression="zlib")
     wanted = digits.score_map(page(), reduce=Reduction(top=2), stride=2)
