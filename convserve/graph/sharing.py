@@ -92,11 +92,11 @@ def sharing(graph: Graph, stride: Pair, *, shared: bool = True) -> Sharing:
     A rule of network and stride alone, so that no image, machine or budget decides which layers run as GEMMs, as all
     that is shared do. shared: False for the network on every crop.
     """
-    found = list(passages(graph))
-    alone = Sharing((), found[0], graph)
+    every = list(passages(graph))
+    alone = Sharing((), every[0], graph)
     if not shared:
         return alone
-    usable = [passage for passage in found if passage.shares]
+    usable = [passage for passage in every if passage.shares]
     if len(usable) == 1:
         return replace(alone, note=_why_not(graph))
     costs = _Costs(graph, usable)
