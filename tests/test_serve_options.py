@@ -194,3 +194,22 @@ def test_help_has_every_flag_in_a_group(capsys: pytest.CaptureFixture[str]) -> N
 def test_what_is_no_network(net: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "0", net.format(folder=tmp_path)]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model-repository=/models", "; did you mean --repository?"),
+        ("--memory-limit", "; did you mean --memory-budget"),
+        ("--zzzzzz", "unrecognized arguments: --zzzzzz\n"),
+    ],
+)
+def test_a_flag_that_is_none_is_told_with_the_nearest(
+    flag: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", flag])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("usage: convserve serve [OPTION ...] [NET ...]\n")
+    assert said in told

@@ -58,6 +58,8 @@ def add_command(commands: Any, name: str, *, help: str, example: str) -> argpars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    # whose usage is shown where arguments are left over
+    parser.set_defaults(parser=parser)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -48,10 +49,19 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser(texts[:1] if texts and texts[0] in _COMMANDS else _COMMANDS)
     args, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(args, "images") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{_nearest(rest, args.parser)}")
     if rest:
         args.images = [*args.images, *rest]
     return args
+
+
+def _nearest(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    from difflib import get_close_matches
+
+    flags = [text.partition("=")[0] for text in rest if text.startswith("--")]
+    known = set(re.findall(r"--[a-z][a-z-]+", parser.format_help()))
+    near = get_close_matches(flags[0], known, 2) if flags else []
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
