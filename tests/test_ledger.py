@@ -132,7 +132,9 @@ def test_who_leaves_while_waiting_lets_the_next_one_in() -> None:
     in_loop(body)
 
 
-def test_memory_beyond_all_reservations_counts_and_is_given_back_first() -> None:
+def test_memory_beyond_all_reservations_counts_and_is_given_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convserve.server.ledger.LEAST_SURPLUS_BYTES", 1)
+
     async def body() -> None:
         used, given_back = [BASE], []
 

@@ -14,6 +14,9 @@ __all__ = ["SPARE_BYTES", "Ledger", "Reservation", "anonymous_bytes"]
 SPARE_BYTES = 12 << 20
 """Of a budget, for what nobody reserves: buffers of connections, plans in the making, the interpreter's own."""
 
+LEAST_SURPLUS_BYTES = 1 << 20
+"""What the process must take beyond its rest and all reservations for it to be worth while to make it give back."""
+
 BUSY_S = 0.2
 RELIEF_S = 1.0
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -89,7 +92,8 @@ class Ledger:
         room = self.budget_bytes - SPARE_BYTES - more_bytes
         if self.reserved_bytes + more_bytes <= capacity and self._used() <= room:
             return True
-        if time.monotonic() - self._relieved_s < RELIEF_S:
+        surplus = self._used() - self._least_base - self.reserved_bytes
+        if surplus < LEAST_SURPLUS_BYTES or time.monotonic() - self._relieved_s < RELIEF_S:
             return False
         self._relieve()
         self._relieved_s = time.monotonic()

@@ -141,7 +141,10 @@ class Server:
                 ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.max_receive_message_length", self._limits.message_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.max_concurrent_streams", most_calls),
+                # above the bound of calls, beyond which gRPC says RESOURCE_EXHAUSTED: a stream is cut off without a word
+                ("grpc.max_concurrent_streams", 2 * most_calls),
+                # else windows grow with the network's speed, and with them what comes unread
+                ("grpc.http2.bdp_probe", int(self._limits.memory_budget is None)),
                 # a client whose machine has gone is found out within 40 s
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
