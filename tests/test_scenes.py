@@ -144,6 +144,17 @@ def test_a_tiff_that_is_cut_short_names_the_row(tmp_path: Path, compression: str
     assert "\n" not in str(raised.value)
 
 
+def test_what_follows_the_first_image_may_be_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "pages.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(2):
+            writer.write(pixels(), photometric="rgb", compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as tiff:
+        second = tiff.pages[1].offset
+    os.truncate(path, second + 4)
+    assert np.array_equal(read(TiffRows(path)), pixels())
+
+
 def test_what_is_no_tiff_or_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_bytes(b"no tiff at all")
     tifffile.imwrite(tmp_path / "lab.tif", pixels(40, 30, 3), photometric="cielab")

@@ -62,8 +62,8 @@ class TiffRows(RowSource):
         self.georeference = GeoReference.from_tags(tags)
 
     def _mask_of(self, first: Any) -> Any:
-        # it follows its image, among smaller forms of both
-        with suppress(IndexError):
+        # it follows its image, among smaller forms of both; of what follows, much may be cut off
+        with suppress(Exception):
             for number in count(1):
                 page = self._tiff.pages[number]
                 kind = int(page.subfiletype)
