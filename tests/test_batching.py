@@ -71,7 +71,9 @@ async def begun(work: Work) -> None:
         await asyncio.sleep(0.001)
 
 
-def ask(batcher: Batcher, work: Callable[..., Any], *images: int, key: str = "net", **options: Any) -> "asyncio.Task[list[Any]]":
+def ask(
+    batcher: Batcher, work: Callable[..., Any], *images: int, key: str = "net", **options: Any
+) -> "asyncio.Task[list[Any]]":
     call, joint = options.pop("call", Call()), Joint(options.pop("most", 4), options.pop("lanes", 1))
     return asyncio.create_task(batcher.join(call, key, images, work, joint=joint, **options))
 
@@ -343,6 +345,6 @@ def test_a_deadline_that_the_queue_does_not_leave_is_refused_when_the_call_comes
         assert error.value.wait_s is not None
         assert error.value.wait_s > 0
         await asyncio.gather(*tasks)
-        assert sum(runs, []) == list(range(40))
+        assert [image for run in runs for image in run] == list(range(40))
 
     in_loop(body)

@@ -141,7 +141,7 @@ class Server:
                 ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.max_receive_message_length", self._limits.message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # above the bound of calls, beyond which gRPC says RESOURCE_EXHAUSTED: a stream is cut off without a word
+                # above the bound of calls, beyond which gRPC says RESOURCE_EXHAUSTED; of streams it says nothing
                 ("grpc.max_concurrent_streams", 2 * most_calls),
                 # else windows grow with the network's speed, and with them what comes unread
                 ("grpc.http2.bdp_probe", int(self._limits.memory_budget is None)),
