@@ -204,3 +204,28 @@ def test_the_process_tells_what_it_takes() -> None:
     block = bytearray(32 << 20)
     block[::4096] = b"x" * len(block[::4096])
     assert anonymous_bytes() - before > 24 << 20
+
+
+@pytest.mark.parametrize("left", [0, ROOM])
+def test_who_waits_alone_gets_an_answer_also_where_memory_comes_back_late(left: int) -> None:
+    async def body() -> None:
+        extra = [0]
+        ledger = ledger_of(used=lambda: BASE + extra[0])
+        first, second = ledger.open(), ledger.open()
+        await first.resize(ROOM)
+        extra[0] = ROOM
+        waiting = asyncio.ensure_future(second.resize(ROOM))
+        await turn()
+        first.close()
+        await turn()
+        assert not waiting.done()
+        # the process gives back what the first one took, all of it or nothing, and no call tells the ledger
+        extra[0] = left
+        if left:
+            with pytest.raises(ServerBusy, match="held by what it did last"):
+                await waiting
+        else:
+            await waiting
+            assert ledger.reserved_bytes == ROOM
+
+    in_loop(body)

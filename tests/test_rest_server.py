@@ -117,11 +117,15 @@ def test_clients_that_come_and_go_leave_nothing() -> None:
         assert Http(server.http_address).get("/v2/health/ready").status == 200
 
 
+IMAGE = b"Content-Type: image/png\r\nContent-Length: 100000"
+
+
 def test_what_a_body_takes_is_reserved_before_it_is_read() -> None:
     with running({"digits": FakeModel()}, {"http_port": 0}, message_bytes=1 << 20) as server:
         host, _, port = server.http_address.rpartition(":")
         ledger = server._admission.ledger
-        for headers, least in [(b"Content-Length: 500000", 1_000_000), (b"Transfer-Encoding: chunked", 2 << 20)]:
+        chunked = b"Transfer-Encoding: chunked"
+        for headers, least in [(b"Content-Length: 100000", 800_000), (IMAGE, 200_000), (chunked, 2 << 20)]:
             with closing(socket.create_connection((host, int(port)), timeout=10)) as connection:
                 connection.sendall(POST + headers + b"\r\n\r\n")
                 assert settled(lambda: ledger.reserved_bytes) == least

@@ -112,18 +112,22 @@ class HttpCall:
     def _has_body(self) -> bool:
         return self.header("transfer-encoding") is not None or self.header("content-length") not in (None, "0")
 
-    def longest_bytes(self) -> int:
-        """Return how long the body may become, as far as its headers tell."""
-        length = None if self.header("content-encoding") else self.number("content-length")
-        return min(self._limits.message_bytes if length is None else length, self._limits.message_bytes)
+    def told_bytes(self) -> int | None:
+        """Return how long the body is by its headers, None where they do not tell; Refused for one that is too long."""
+        length = self.number("content-length")
+        if length is not None and length > self._limits.message_bytes:
+            raise self._too_long(self._limits.message_bytes)
+        return None if self.header("content-encoding") or self.header("transfer-encoding") else length or 0
+
+    def _too_long(self, most: int) -> Refused:
+        return Refused(413, f"the request has a body of more than the {most} bytes that are allowed")
 
     async def body(self, most_bytes: int | None = None) -> memoryview:
         """Return the body, inflated; Refused where it does not come, or is longer than most_bytes or any message."""
         most = min(most_bytes or self._limits.message_bytes, self._limits.message_bytes)
-        length, encoding = self.number("content-length"), self.header("content-encoding") or "identity"
-        too_long = Refused(413, f"the request has a body of more than the {most} bytes that are allowed")
-        if length is not None and length > most:
-            raise too_long
+        encoding = self.header("content-encoding") or "identity"
+        if (self.told_bytes() or 0) > most:
+            raise self._too_long(most)
         if encoding not in (*_WINDOW_BITS, "identity"):
             raise Refused(415, f"the request has the content-encoding {encoding[:100]!r}; allowed: gzip, deflate")
         inflate = zlib.decompressobj(_WINDOW_BITS[encoding]) if encoding in _WINDOW_BITS else None
@@ -134,7 +138,7 @@ class HttpCall:
                 part = await asyncio.to_thread(_inflated, inflate, part, most + 1 - len(found))
             found += part
             if len(found) > most:
-                raise too_long
+                raise self._too_long(most)
         if inflate is not None and not inflate.eof:
             raise InputError(f"the request's body ends before its {encoding} does")
         return memoryview(found).toreadonly()
@@ -229,6 +233,7 @@ class Endpoint:
         ended: Ended,
     ) -> None:
         start_s, client, status = time.monotonic(), "", 499
+        answer: Answer | None = None
         try:
             try:
                 client = self._client(call, handler)
@@ -241,6 +246,8 @@ class Endpoint:
             await self._send(call, answer, send)
             status = answer.status
         finally:
+            # what it held is gone when its bytes are given back
+            answer = None
             await call.until_sent.aclose()
             ended(str(status))
             self._statistics.count_call("http", name.replace(" ", ":"), str(status))

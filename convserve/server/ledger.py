@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from convserve.errors import MemoryBudgetError, ServerBusy
+from convserve.errors import ConvserveError, MemoryBudgetError, ServerBusy
 from convserve.server.heap import trim_heap
 
 __all__ = ["SPARE_BYTES", "Ledger", "Reservation", "anonymous_bytes"]
@@ -18,6 +18,7 @@ LEAST_SURPLUS_BYTES = 1 << 20
 """What the process must take beyond its rest and all reservations for it to be worth while to make it give back."""
 
 BUSY_S = 0.2
+AGAIN_S = 0.1
 RELIEF_S = 1.0
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -55,6 +56,7 @@ class Ledger:
         self._number = 0
         self._waiting: list[Reservation] = []
         self._holding: set[Reservation] = set()
+        self._again: asyncio.TimerHandle | None = None
         self.reserved_bytes = 0
         """The sum of all reservations."""
 
@@ -125,11 +127,29 @@ class Ledger:
             first = min(self._waiting, key=self._goes_first)
             if not self.fits(first.wanted_bytes - first.bytes):
                 self._break_circle()
+                self._look_again()
                 return
             self._waiting.remove(first)
             self._set(first, first.wanted_bytes)
             assert first.granted is not None
             first.granted.set_result(None)
+
+    def _look_again(self) -> None:
+        # what was given back a moment ago may still be in the process, and no call may come that would look
+        if self._waiting and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(AGAIN_S, self._again_now)
+
+    def _again_now(self) -> None:
+        self._again = None
+        if self._waiting and not self._holding:
+            first = min(self._waiting, key=self._goes_first)
+            try:
+                self.check(first.wanted_bytes)
+            except ConvserveError as error:
+                self._waiting.remove(first)
+                assert first.granted is not None
+                first.granted.set_exception(error)
+        self._wake()
 
     def _break_circle(self) -> None:
         if self._holding and self._holding <= set(self._waiting):

@@ -47,7 +47,7 @@ def application(
     tracing: NoTracing,
 ) -> Starlette:
     """Return the ASGI application of the protocol's paths, /healthz, /readyz and /metrics."""
-    rest = _Rest(service, inference, admission)
+    rest = _Rest(service, inference, admission, limits)
     paths: dict[str, dict[str, Handler]] = {
         "/healthz": {"GET": Handler(rest.live, "ServerLive", is_open=True)},
         "/readyz": {"GET": Handler(rest.ready, "ServerReady", is_open=True)},
@@ -103,7 +103,10 @@ class _Read:
 class _Rest:
     """Answers from the service that gRPC calls have, and from its Inference."""
 
-    def __init__(self, service: OpenInferenceService, inference: Inference, admission: Admission) -> None:
+    def __init__(
+        self, service: OpenInferenceService, inference: Inference, admission: Admission, limits: Limits
+    ) -> None:
+        self._limits = limits
         self._service, self._inference, self._admission = service, inference, admission
         self._repository = inference.repository
 
@@ -183,15 +186,21 @@ class _Rest:
     async def _asked(self, call: HttpCall, served: Served, held: Reservation) -> tuple[InferRequest, AnswerForm]:
         name, version = call.path["model"], call.path.get("version", "")
         json_length = call.number(JSON_LENGTH.lower())
-        kind = call.header("content-type") or ""
-        await held.resize(COPIES * call.longest_bytes())
+        is_file = (call.header("content-type") or "").startswith("image/") and not json_length
+        if is_file:
+            json_length = 0
+
+        def taken_bytes(length: int) -> int:
+            return COPIES * length + _JSON_COPIES * (length if json_length is None else min(json_length, length))
+
+        told = call.told_bytes()
+        # all at once where that is known, since calls that hold some and wait for more stand in each other's way
+        await held.resize(COPIES * self._limits.message_bytes if told is None else taken_bytes(told))
         body = await call.body()
-        if json_length == 0 or (json_length is None and kind.startswith("image/")):
-            tensor = _alone(served, body, is_file=kind.startswith("image/"))
-            held.try_resize(COPIES * len(body))
+        await held.resize(taken_bytes(len(body)))
+        if json_length == 0:
+            tensor = _alone(served, body, is_file=is_file)
             return InferRequest(model=name, version=version, inputs=[tensor]), AnswerForm({})
-        text_bytes = len(body) if json_length is None else min(json_length, len(body))
-        await held.resize(COPIES * len(body) + _JSON_COPIES * text_bytes)
         asked = await asyncio.to_thread(request_from_body, body, json_length, model=name, version=version)
         held.try_resize(COPIES * len(body))
         return asked
