@@ -172,8 +172,8 @@ class Core:
         """Return the scores of the server's network at every window position of an image.
 
         image: as for classify, never resized or cropped, of any size: it goes in pieces. stride: pixels between
-        positions, default the network's, else a divisor or a multiple of it. method, edge: as Model.score_map has them,
-        without crops. classes: indices or labels to keep, default all. reduce: what is kept, and sent, of a position's
+        positions, default the network's, else a divisor or a multiple of it. method, edge: as Model.score_map has
+        them. classes: indices or labels to keep, default all. reduce: what is kept, and sent, of a position's
         scores, default all, as they are. output: a file (.npy .npz .zarr .tif) to which rows go as they come: the image
         is then read by rows, and the result is a WrittenMap. resume: go on with what a call with the same arguments
         left. memory_budget: bytes that the run may take, below the server's own. progress: show a bar on stderr if it
