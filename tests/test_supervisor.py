@@ -127,6 +127,7 @@ def test_a_model_is_ready_when_all_workers_have_it(first: Any, second: Any, toge
     found = merged([state_of(*first), None if second is None else state_of(*second)])
     assert found == {"complete": second is not None, "known": ["a"], "index": together}
     assert not merged([state_of(*first), state_of(*first, complete=False)])["complete"]
+    assert not merged([])["complete"]
 
 
 def test_threads_queues_and_memory_are_divided(

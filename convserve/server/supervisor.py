@@ -346,7 +346,7 @@ def merged(states: Sequence[State | None]) -> State:
         kind = kinds.pop() if len(kinds) == 1 else "LOADING" if "LOADING" in kinds else "UNAVAILABLE"
         index.append([name, version, kind, next((why for _, why in found if why), "")])
     return {
-        "complete": len(told) == len(states) and all(state["complete"] for state in told),
+        "complete": 0 < len(told) == len(states) and all(state["complete"] for state in told),
         "known": list(dict.fromkeys(name for state in told for name in state["known"])),
         "index": index,
     }
