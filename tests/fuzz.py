@@ -46,10 +46,10 @@ def pictures(random: np.random.Generator) -> list[bytes]:
     return encoded
 
 
-def fuzz(seconds: float, folder: Path, *, seed: int = 0) -> Counter[str]:
-    """Damage and load for that long; return how often what was refused, or ran. Raises what is no ConvserveError.
+def fuzz(seconds: float, folder: Path, *, seed: int = 0, rounds: int = 1) -> Counter[str]:
+    """Damage and load for that long, and one of each for so many rounds; return how often what was refused, or ran.
 
-    The content that ended otherwise is left in the folder as culprit.bin.
+    Raises what is no ConvserveError; the content that ended so is left in the folder as culprit.bin.
     """
     random = np.random.default_rng(seed)
     path = folder / "net.convserve"
@@ -68,7 +68,8 @@ def fuzz(seconds: float, folder: Path, *, seed: int = 0) -> Counter[str]:
     culprit = folder / "culprit.bin"
     outcomes: Counter[str] = Counter()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while rounds > 0 or time.monotonic() < end:
+        rounds -= 1
         for what, (seeds, take) in sources.items():
             content = damaged(seeds[random.integers(len(seeds))], random)
             culprit.write_bytes(content)

@@ -209,7 +209,7 @@ class Hostile:
             random.shuffle(sent)
         cancels = random.integers(10) == 0
         # a unary method is called as one of several messages, too
-        call = self.channel.stream_stream(method)(iter(sent), timeout=60, metadata=self._metadata())
+        call = self.channel.stream_stream(method)(iter(sent), timeout=600, metadata=self._metadata())
         with suppress(grpc.RpcError):
             for _ in call:
                 if cancels:

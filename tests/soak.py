@@ -21,6 +21,7 @@ __all__ = ["soak"]
 
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 THREADS = 8
+PATIENCE_S = 600  # a machine may be busy with other things
 
 
 def resident_bytes() -> int:
@@ -45,7 +46,7 @@ class Soak:
         self.done = 0
         self.faults: list[str] = []
         self.files = request_of("image", [self.digit])
-        with convserve.Client(address) as client, grpc.insecure_channel(address) as channel:
+        with convserve.Client(address, timeout=PATIENCE_S) as client, grpc.insecure_channel(address) as channel:
             self.prediction = client.classify(self.digit, top=3)
             self.scores = client.score_map(self.page).scores
             self.values = array_of(Calls(channel).ModelInfer(self.files))
@@ -92,7 +93,10 @@ class Soak:
         random = np.random.default_rng(number)
         while time.monotonic() < self.end and not self.faults:
             own = [("grpc.use_local_subchannel_pool", 1)]
-            with convserve.Client(self.address) as client, grpc.insecure_channel(self.address, own) as channel:
+            with (
+                convserve.Client(self.address, timeout=PATIENCE_S) as client,
+                grpc.insecure_channel(self.address, own) as channel,
+            ):
                 hostile = Hostile(channel, seed=int(random.integers(1 << 32)))
                 for _ in range(100):
                     kind = int(random.integers(13))
