@@ -229,3 +229,21 @@ def test_who_waits_alone_gets_an_answer_also_where_memory_comes_back_late(left: 
             assert ledger.reserved_bytes == ROOM
 
     in_loop(body)
+
+
+def test_who_is_cancelled_in_the_moment_of_its_turn_holds_nothing_up() -> None:
+    async def body() -> None:
+        ledger = ledger_of()
+        first, second, third = ledger.open(), ledger.open(), ledger.open()
+        await first.resize(ROOM)
+        waiting = [asyncio.ensure_future(one.resize(ROOM)) for one in (second, third)]
+        await turn()
+        waiting[0].cancel()
+        first.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        second.close()
+        await waiting[1]
+        assert ledger.reserved_bytes == ROOM
+
+    in_loop(body)

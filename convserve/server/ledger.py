@@ -129,10 +129,19 @@ class Ledger:
                 self._break_circle()
                 self._look_again()
                 return
-            self._waiting.remove(first)
             self._set(first, first.wanted_bytes)
-            assert first.granted is not None
-            first.granted.set_result(None)
+            self._answer(first)
+
+    def _answer(self, one: "Reservation", error: ConvserveError | None = None) -> None:
+        self._waiting.remove(one)
+        assert one.granted is not None
+        if one.granted.done():
+            # cancelled a moment ago: its call gives back what it has
+            return
+        if error is None:
+            one.granted.set_result(None)
+        else:
+            one.granted.set_exception(error)
 
     def _look_again(self) -> None:
         # what was given back a moment ago may still be in the process, and no call may come that would look
@@ -146,19 +155,14 @@ class Ledger:
             try:
                 self.check(first.wanted_bytes)
             except ConvserveError as error:
-                self._waiting.remove(first)
-                assert first.granted is not None
-                first.granted.set_exception(error)
+                self._answer(first, error)
         self._wake()
 
     def _break_circle(self) -> None:
         if self._holding and self._holding <= set(self._waiting):
             youngest = max(self._holding, key=lambda one: one.number)
-            self._waiting.remove(youngest)
-            assert youngest.granted is not None
-            youngest.granted.set_exception(
-                ServerBusy("the server's memory is held by other requests that wait for more", BUSY_S)
-            )
+            text = "the server's memory is held by other requests that wait for more"
+            self._answer(youngest, ServerBusy(text, BUSY_S))
 
 
 class Reservation:
