@@ -100,6 +100,19 @@ def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatc
         assert http.get("/v2").status == 200
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with running({"digits": FakeModel()}, {"http_port": 0}) as server:
+        host, _, port = server.http_address.rpartition(":")
+        with closing(socket.create_connection((host, int(port)), timeout=10)):
+            assert server._http is not None
+            assert server._http._server is not None
+            connections = server._http._server.server_state.connections
+            assert settled(lambda: len(connections)) == 1
+            [connection] = connections
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_clients_that_come_and_go_leave_nothing() -> None:
     slow = Slow()
     slow.graph = Named(FakeStream(rows=1)).graph
