@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from convserve.engine.binding cimport POISON_STEP, READ_STEP, WRITE_STEP, ZERO_STEP, Block, Executor, Release, Step
-from convserve.engine.team cimport Stay, enter, leave, run_parts
+from convserve.engine.team cimport Stay, enter, leave, nanoseconds, run_parts
 from convserve.kernels.elementwise cimport poison_rows, zero_padding
 from convserve.kernels.rows cimport Op, Ring, Run, Share, Sink, Source
 
@@ -34,20 +34,6 @@ cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTNEED
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     void *MAP_FAILED
-
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec *)
-    int CLOCK_MONOTONIC
-
-
-cdef inline int64_t nanoseconds() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef class Memory:

@@ -11,6 +11,7 @@ cdef struct Stay:
     int64_t processors
     unsigned long mode   # of the caller's floating-point unit, as it was
 
+cdef int64_t nanoseconds() noexcept nogil
 cdef bint enter(int64_t threads, Stay *stay) noexcept nogil
 cdef void leave(Stay *stay) noexcept nogil
 cdef void run_parts(Task task, void *arg, int64_t parts, int64_t threads) noexcept nogil

@@ -244,13 +244,17 @@ cdef int64_t share_of(int64_t threads) noexcept nogil:
     return max(<int64_t> 1, min(threads, count))
 
 
+cdef int64_t nanoseconds() noexcept nogil:
+    """Return what the monotonic clock shows."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
 cdef int64_t count_runs(int64_t coming) noexcept nogil:
     """Return the most runs that were about at a time, in work, waiting or coming, in the last moments. In the gate."""
     global most_runs, most_runs_at
-    cdef timespec clock
-    cdef int64_t runs = in_work + next_ticket - turn + coming, now
-    clock_gettime(CLOCK_MONOTONIC, &clock)
-    now = <int64_t> clock.tv_sec * 1000000000 + clock.tv_nsec
+    cdef int64_t runs = in_work + next_ticket - turn + coming, now = nanoseconds()
     if runs >= most_runs or now - most_runs_at > CROWD_NS:
         most_runs, most_runs_at = runs, now
     return most_runs
