@@ -2,7 +2,7 @@
 
 import asyncio
 import mmap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,13 @@ from convserve.server.ledger import SPARE_BYTES, Ledger, anonymous_bytes
 
 BASE = 1000
 ROOM = 100
+
+
+@pytest.fixture(autouse=True, scope="module")
+def looks_again_soon() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convserve.server.ledger.AGAIN_S", 0.001)
+        yield
 
 
 def ledger_of(*, used: Callable[[], int] = lambda: BASE, relieve: Callable[[], None] = lambda: None) -> Ledger:
