@@ -27,6 +27,10 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list) else value
 
 
+@pytest.mark.parametrize("value", [[[], [], {}], [[1], [2, 3], {"a": [[4]]}], [[[1], []], "x"], [[], [1]], [[1, 2], {}]])
+def test_arrays_beside_one_another_and_beside_other_values(value: Any) -> None:
+    assert plain(read_json(json.dumps(value).encode())) == value
+
 
 @given(VALUES, st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_any_value_is_that_of_pythons_reader(value: Any, indent: Any, ascii_only: bool) -> None:

@@ -171,14 +171,17 @@ class _Reader:
         return found
 
     def _numbers(self) -> Numbers | None:
-        # the run may reach into what comes behind the array: then it does not end as an array does
         found = _NUMBERS.match(self._text, self._at)
         assert found
-        text = found[0].rstrip(" \t\n\r,")
-        if text[-1] != "]" or text == "[]" or text.count("[") != text.count("]"):
+        # the run may reach into arrays behind this one
+        data = found[0].encode()
+        marks = np.frombuffer(data, np.uint8)
+        at = np.flatnonzero((marks == ord("[")) | (marks == ord("]")))
+        ends = at[np.cumsum(np.where(marks[at] == ord("["), 1, -1)) == 0]
+        if not len(ends) or data[: ends[0] + 1] == b"[]":
             return None
-        self._at += len(text)
-        return Numbers(text.encode())
+        self._at += int(ends[0]) + 1
+        return Numbers(data[: ends[0] + 1])
 
     def _array(self, depth: int) -> list[Any]:
         self._at += 1
