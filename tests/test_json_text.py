@@ -27,7 +27,9 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("value", [[[], [], {}], [[1], [2, 3], {"a": [[4]]}], [[[1], []], "x"], [[], [1]], [[1, 2], {}]])
+@pytest.mark.parametrize(
+    "value", [[[], [], {}], [[1], [2, 3], {"a": [[4]]}], [[[1], []], "x"], [[], [1]], [[1, 2], {}]]
+)
 def test_arrays_beside_one_another_and_beside_other_values(value: Any) -> None:
     assert plain(read_json(json.dumps(value).encode())) == value
 

@@ -22,7 +22,7 @@ __all__ = ["SIZES", "Batcher", "Joint"]
 SIZES = (1, 2, 4, 8, 16, 32)
 LEAST_GAIN = 0.1
 ENOUGH_GAIN = 0.85
-DELAY_OF_RUN = 0.1
+DELAY_OF_RUN = 0.2
 LONGEST_DELAY_S = 0.01
 LANES = 2  # while one run's callers come back, the other's images are computed
 LANES_ALONE = 256  # where joining gains nothing, the threads are the limit
@@ -61,7 +61,7 @@ class _Line:
     came: asyncio.Event = field(default_factory=asyncio.Event)
     running: set[asyncio.Task[None]] = field(default_factory=set)
     running_images: int = 0
-    last_images: int = 0
+    about: int = 0
     least_s: float = 0.0
     run_s: float = 0.0
     image_s: float = 0.0
@@ -72,7 +72,6 @@ class _Line:
 
     def ran(self, images: int, seconds: float) -> None:
         """Count a run; run_s and image_s are means of the last ones."""
-        self.last_images = images
         self.least_s = min(self.least_s or seconds, seconds)
         self.run_s += (seconds - self.run_s) / 4 if self.run_s else seconds
         each_s = seconds / images
@@ -88,6 +87,7 @@ class _Line:
         # the first part whatever its size, then those behind it that still fit: an even share for each run in work,
         # since of a large and a small one the small one is slow
         most = min(self.joint.most, math.ceil((self.images + self.running_images) / self.joint.lanes))
+        self.about = max(self.about - 1, self.images + self.running_images)
         taken = [self.parts.pop(0)]
         count = len(taken[0].images)
         while self.parts and count + len(self.parts[0].images) <= most:
@@ -104,7 +104,7 @@ class Batcher:
     ) -> None:
         """max_batch: images of a run at most; None: as many as the model's predicted times favour.
 
-        max_delay_s: how long a call waits for others; None: a tenth of a run at most, for as many as ran last time.
+        max_delay_s: how long a call waits for others; None: a fifth of a run at most, for an even share of those about.
         """
         self._admission = admission
         self._max_batch, self._max_delay_s = max_batch, max_delay_s
@@ -180,11 +180,11 @@ class Batcher:
                 del self._lines[key]
 
     async def _gather(self, line: _Line) -> None:
-        # those whose answers just left are likely to ask again: as many as ran last time are worth a short wait
+        # those whose answers just left are likely to ask again: an even share of all is worth a short wait
         wanted, delay_s = line.joint.most, self._max_delay_s
         if delay_s is None:
-            wanted = min(line.last_images, line.joint.most)
-            delay_s = min(DELAY_OF_RUN * line.least_s, LONGEST_DELAY_S)
+            wanted = min(math.ceil(line.about / line.joint.lanes), line.joint.most)
+            delay_s = min(DELAY_OF_RUN * line.run_s, LONGEST_DELAY_S)
         end_s = time.monotonic() + delay_s
         while line.parts and line.images < wanted:
             deadlines = [part.deadline_s for part in line.parts if part.deadline_s is not None]

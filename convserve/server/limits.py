@@ -29,7 +29,7 @@ class Limits:
     several messages. max_running: threads that compute at once. max_waiting: calls that wait beyond them before
     further ones are refused. stall_s: seconds that a score map waits for its client to send or to read.
     max_batch: images of several calls that run together; None: as predicted times favour. max_delay_s: seconds that a
-    call waits for others; None: a tenth of a run at most, while others are about. memory_budget: bytes of the process's
+    call waits for others; None: a fifth of a run at most, while others are about. memory_budget: bytes of the process's
     anonymous memory; None for no bound.
     """
 

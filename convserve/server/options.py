@@ -213,7 +213,7 @@ OPTIONS: dict[str, Option] = {
             "max_delay",
             _limit("max_delay_s", float),
             None,
-            "seconds that a call waits for others to join it; unset: a tenth of a run, while others are about",
+            "seconds that a call waits for others to join it; unset: a fifth of a run, while others are about",
             "S",
         ),
         Option("grace", _number(float, 0, 86400), 30.0, "seconds that calls in work have to end after SIGTERM", "S"),
