@@ -109,34 +109,28 @@ def _against_crops(
 
 
 def _ways(case: DenseCase, engines: list[str], threads: int, networks: Networks, folder: Path) -> Iterator[Row]:
-    model, x = _model(case, threads)
-    predicted = {way.method: way.predicted_s for way in model.plan_ways(case.size, case.size, stride=case.stride)}
-    expected = predicted["shifted"] / predicted["atrous"]
-    atrous, shifted = _in_turn(
-        case.runs,
-        lambda: model.score_map(x, stride=case.stride, method="atrous"),
-        lambda: model.score_map(x, stride=case.stride, method="shifted"),
-    )
-    ratio = shifted["best_ms"] / atrous["best_ms"]
-    times = {"median": shifted["median_ms"] / atrous["median_ms"], "first": atrous, "second": shifted}
-    yield _judged("à trous / shifted passes", ratio, case.least, **times)
-    yield _judged("of the ratio that plan predicts", ratio / expected, PREDICTED_SHARE, predicted=expected)
+    return _two_methods(case, threads, "atrous", "shifted", "à trous / shifted passes", PREDICTED_SHARE)
 
 
 def _shared(case: DenseCase, engines: list[str], threads: int, networks: Networks, folder: Path) -> Iterator[Row]:
+    return _two_methods(case, threads, "crops-shared", "crops", "crops-shared / crops", None)
+
+
+def _two_methods(
+    case: DenseCase, threads: int, faster: str, slower: str, what: str, least_share: float | None
+) -> Iterator[Row]:
     model, x = _model(case, threads)
-    ways = model.plan_ways(case.size, case.size, stride=case.stride)
-    predicted = {way.method: way.predicted_s for way in ways}
-    expected = predicted["crops"] / predicted["crops-shared"]
-    shared, alone = _in_turn(
+    predicted = {way.method: way.predicted_s for way in model.plan_ways(case.size, case.size, stride=case.stride)}
+    expected = predicted[slower] / predicted[faster]
+    first, second = _in_turn(
         case.runs,
-        lambda: model.score_map(x, stride=case.stride, method="crops-shared"),
-        lambda: model.score_map(x, stride=case.stride, method="crops"),
+        lambda: model.score_map(x, stride=case.stride, method=faster),
+        lambda: model.score_map(x, stride=case.stride, method=slower),
     )
-    ratio = alone["best_ms"] / shared["best_ms"]
-    times = {"median": alone["median_ms"] / shared["median_ms"], "first": shared, "second": alone}
-    yield _judged("crops-shared / crops", ratio, case.least, **times)
-    yield _judged("of the ratio that plan predicts", ratio / expected, None, predicted=expected)
+    ratio = second["best_ms"] / first["best_ms"]
+    times = {"median": second["median_ms"] / first["median_ms"], "first": first, "second": second}
+    yield _judged(what, ratio, case.least, **times)
+    yield _judged("of the ratio that plan predicts", ratio / expected, least_share, predicted=expected)
 
 
 def _against_peers(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from inference_calls import Calls, calls_of
 from refusals import NET, check_that_it_goes_on
-from serving import running_server, stub_of
+from rest_calls import LONGEST_BODY, Http, array_in, json_body
+from serving import running, running_server, stub_of
 from triton_environment import environment
 
 import convserve
@@ -102,3 +103,13 @@ def calls(address: str) -> Iterator[Calls]:
 def good(model: convserve.Model, stub: ConvserveStub) -> Callable[[], None]:
     """Return a check that the server of `address` answers rightly."""
     return lambda: check_that_it_goes_on(stub, model)
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[Http]:
+    """Serve the bundled digits over REST too, with short limits, and yield a client; at the end they are answered."""
+    model, x = convserve.load(NET), np.zeros((1, 1, 28, 28), np.float32)
+    with running({"digits": model}, {"http_port": 0}, message_bytes=LONGEST_BODY, stall_s=0.5) as server:
+        http = Http(server.http_address)
+        yield http
+        assert np.array_equal(array_in(http.infer(json_body("image", x))), model.run(x))

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Http", "Reply", "array_in", "binary_body", "json_body"]
+__all__ = ["LONGEST_BODY", "Http", "Reply", "array_in", "binary_body", "json_body"]
+
+LONGEST_BODY = 64 << 10
+"""Of the server that tests of REST share."""
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8"}

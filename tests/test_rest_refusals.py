@@ -1,30 +1,19 @@
 """REST: bodies, models and paths that are none; each gets its status, and the server goes on."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rest_calls import JSON_LENGTH, Http, array_in, binary_body, json_body
-from serving import running
+from rest_calls import JSON_LENGTH, LONGEST_BODY, Http, binary_body, json_body
 
 import convserve
 
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT = (BUNDLED / "digit.png").read_bytes()
 X = np.zeros((1, 1, 28, 28), np.float32)
-MOST = 64 << 10
-
-
-@pytest.fixture(scope="module")
-def http() -> Iterator[Http]:
-    model = convserve.load(BUNDLED / "digits.convserve")
-    with running({"digits": model}, {"http_port": 0}, message_bytes=MOST, stall_s=0.5) as server:
-        http = Http(server.http_address)
-        yield http
-        assert np.array_equal(array_in(http.infer(json_body("image", X))), model.run(X))
+MOST = LONGEST_BODY
 
 
 def tensor(**fields: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rest_calls import JSON_LENGTH, Http, array_in, binary_body, json_body
+from rest_calls import JSON_LENGTH, LONGEST_BODY, Http, binary_body, json_body
 from serving import FakeModel, FakeStream, running, settled
 from test_access import BOTH, LOADS, SEES, tokens_file
 from test_call_log import logged
@@ -32,16 +31,7 @@ from convserve.server import Access, Certificates, Repository, Server, http_list
 BUNDLED = Path(convserve.__file__).parent / "bundled"
 DIGIT = (BUNDLED / "digit.png").read_bytes()
 X = np.zeros((1, 1, 28, 28), np.float32)
-MOST = 64 << 10
-
-
-@pytest.fixture(scope="module")
-def http() -> Iterator[Http]:
-    model = convserve.load(BUNDLED / "digits.convserve")
-    with running({"digits": model}, {"http_port": 0}, message_bytes=MOST, stall_s=0.5) as server:
-        http = Http(server.http_address)
-        yield http
-        assert np.array_equal(array_in(http.infer(json_body("image", X))), model.run(X))
+MOST = LONGEST_BODY
 
 
 # ---- lengths and time

@@ -12,7 +12,7 @@ from convserve.dense.parts import MIDDLE, Parts, Piece, Places, middle_sizes, of
 from convserve.dense.ways import Way
 from convserve.engine.engine import Engine
 from convserve.engine.source import ImageRows, empty_scores
-from convserve.graph.sharing import Passage, Sharing
+from convserve.graph.sharing import Passage, Sharing, Stretch
 
 __all__ = ["CropRuns", "Rooms"]
 
@@ -57,10 +57,7 @@ class CropRuns:
         self._itemsize = itemsize
         self._channels = way.slide.channels
         self._output = way.engine.graph.outputs[0].name
-        self._engines: list[Engine] = []
-        for stretch in self.sharing.stretches:
-            name = "shared", stretch.begin.tensor, stretch.end.tensor
-            self._engines.append(way.engine.form(name, lambda _, stretch=stretch: stretch.graph))  # type: ignore[misc]
+        self._engines = [_engine_of(way.engine, stretch) for stretch in self.sharing.stretches]
         self._rest = way.engine
         if self.sharing.stretches:
             self._rest = way.engine.form(("rest", self.sharing.passage.tensor), lambda _: self.sharing.rest)
@@ -144,6 +141,10 @@ class CropRuns:
         for piece, images in _split(pieces, x):
             put_together(parts, passage, places, piece.wanted, images)
         return x
+
+
+def _engine_of(engine: Engine, stretch: Stretch) -> Engine:
+    return engine.form(("shared", stretch.begin.tensor, stretch.end.tensor), lambda _: stretch.graph)
 
 
 def _images(pieces: list[Piece]) -> int:

@@ -1,6 +1,7 @@
 """Arrays on disk whose rows are written one after another, readable at any time: .npy, and tiled TIFF."""
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 
@@ -16,24 +17,24 @@ _LARGEST_TILE = 256
 _CLASSIC_BYTES = 1 << 31
 
 
-class ArrayFile:
+class ArrayFile(ABC):
     """A file of an array (rows, cols, *position) that has its full size from the beginning, zeros where nothing is."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         self._file = -1
 
+    @abstractmethod
     def create(self, georeference: GeoReference | None) -> None:
         """Write the empty file; georeference: where the array's positions lie, for formats that can say so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self) -> None:
         """Open the file that was created. Raises ValueError where it is not as it was made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, first: int, rows: np.ndarray) -> None:
         """Write rows (k, cols, *position) from row `first` on."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Close the file; closing twice does nothing."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TypeGuard
 
@@ -22,7 +23,7 @@ ENDINGS = (".npy", ".npz", ".zarr", ".tif", ".tiff")
 _COPIED_AT_ONCE = 1 << 20
 
 
-class Sink:
+class Sink(ABC):
     """Takes the rows of named arrays in their order. Methods raise OSError and ValueError as the format's library does.
 
     record: the file that says how far it is; written by whoever writes rows.
@@ -32,33 +33,36 @@ class Sink:
         self.path = path
         self.record = RecordFile(path)
 
+    @abstractmethod
     def create(self, record: Record, georeference: GeoReference | None) -> None:
         """Make what rows are written to; georeference: where the map's positions lie."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, record: Record) -> None:
         """Open what was created, to go on with it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> int:
         """Write the next rows, by name (k, cols, *position), of which the first is row `first`.
 
         Return how many rows are stored by now: some may wait for the rest of their chunk, until flush().
         """
-        raise NotImplementedError
 
     def flush(self) -> None:
-        """Store the rows that wait."""
+        """Store the rows that wait; none do unless a format says so."""
+        return
 
     def finish(self, record: Record) -> None:
-        """End a map whose rows are all written."""
+        """End a map whose rows are all written; most formats have no end."""
+        return
 
     def close(self) -> None:
-        """Close files; closing twice does nothing."""
+        """Close files, if any are open; closing twice does nothing."""
+        return
 
+    @abstractmethod
     def files(self, specs: list[ArraySpec]) -> dict[str, Path]:
         """Return where each array lies."""
-        raise NotImplementedError
 
 
 class FileSink(Sink):

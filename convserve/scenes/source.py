@@ -1,5 +1,6 @@
 """What every source of an image's rows offers: its size, what it holds, and blocks of rows from any row on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -17,7 +18,7 @@ PIECE_PIXELS = 1 << 18
 """Pixels that are fed to a run at once: between two pieces it can be interrupted."""
 
 
-class RowSource:
+class RowSource(ABC):
     """An image that is read by rows: iterate over it, or over blocks(first) from row `first` on, as often as wanted.
 
     height, width, channels: of the image as it is. dtype: uint8 for pixels, or float32 for values that are
@@ -38,12 +39,12 @@ class RowSource:
         """Rows that are read together; a block never spans two such groups."""
         return max(1, BLOCK_BYTES // (self.width * self.channels * self.dtype.itemsize))
 
+    @abstractmethod
     def read(self, first: int, count: int) -> np.ndarray:
         """Return rows first to first + count, (count, width, channels), all of one group of block_rows.
 
         Raises ImageError where they cannot be read.
         """
-        raise NotImplementedError
 
     def blocks(self, first: int = 0) -> Iterator[np.ndarray]:
         """Yield the rows from `first` to the last, (k, width, channels) of the source's dtype, read as they are asked.
@@ -82,7 +83,8 @@ class RowSource:
         return _LowerRows(self, first) if first else self
 
     def close(self) -> None:
-        """Give files and memory back; closing twice does nothing."""
+        """Give files and memory back, if there are any; closing twice does nothing."""
+        return
 
     def __enter__(self) -> "RowSource":
         return self
@@ -97,6 +99,9 @@ class _LowerRows(RowSource):
     def __init__(self, whole: RowSource, first: int) -> None:
         super().__init__(whole.name, whole.height - first, whole.width, whole.channels, whole.dtype)
         self._whole, self._first = whole, first
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        return self._whole.read(self._first + first, count)
 
     def blocks(self, first: int = 0) -> Iterator[np.ndarray]:
         return self._whole.blocks(self._first + first)
