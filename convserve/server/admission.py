@@ -11,7 +11,7 @@ from convserve.engine.team import available_threads
 from convserve.errors import RunCancelled, ServerBusy
 from convserve.server.ledger import Ledger, Reservation
 
-__all__ = ["Admission", "Timed"]
+__all__ = ["Admission", "Timed", "no_cancel"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -27,6 +27,11 @@ class Timed(Protocol):
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, None where there is none."""
+
+
+def no_cancel() -> None:
+    """Stand for cancel in Admission.compute(): what takes milliseconds need not end early."""
+    return
 
 
 class Admission:

@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve.images import decoding_bytes
 from convserve.model import Cancellation
-from convserve.server.admission import Admission, Timed
+from convserve.server.admission import Admission, Timed, no_cancel
 from convserve.server.batching import SIZES, Batcher, Joint
 from convserve.server.ledger import Reservation
 from convserve.server.statistics import Record
@@ -72,7 +72,7 @@ class Runs:
             prepared, joint = _prepared(model, images, record), known
         else:
             prepared, joint = await self._admission.compute(
-                context, _no_cancel, self._prepared_and_joint, model, images, record
+                context, no_cancel, self._prepared_and_joint, model, images, record
             )
         if self._ledger.budget_bytes is not None:
             budget = await self._reserve(context, held, model, prepared, joint, only, budget)
@@ -126,17 +126,12 @@ class Runs:
     async def _planned(self, context: Timed, key: Hashable, plan: Callable[..., int], *options: Any) -> int:
         known = self._bytes.setdefault(options[0], {})
         if key not in known:
-            known[key] = await self._admission.compute(context, _no_cancel, plan, *options)
+            known[key] = await self._admission.compute(context, no_cancel, plan, *options)
         return known[key]
 
 
 def _names(only: str | None) -> tuple[str, ...]:
     return () if only is None else (only,)
-
-
-def _no_cancel() -> None:
-    # what takes milliseconds need not end early
-    return
 
 
 def _is_values(image: Any) -> bool:

@@ -15,7 +15,7 @@ from convserve.errors import ConvserveError, InputError, MemoryBudgetError, RunC
 from convserve.images import ImageSource, decoding_bytes
 from convserve.model import Cancellation
 from convserve.results import Predictions
-from convserve.server.admission import Admission
+from convserve.server.admission import Admission, no_cancel
 from convserve.server.incoming import Incoming, with_channels
 from convserve.server.ledger import Reservation
 from convserve.server.limits import Limits
@@ -228,7 +228,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         async with self._admission.call(context) as held:
             request = await unread.message(held)
             served = self._repository.model(request.model, request.version)
-            return await self._admission.compute(context, _no_cancel, _describe, served, request.fingerprint)
+            return await self._admission.compute(context, no_cancel, _describe, served, request.fingerprint)
 
     async def PlanMemory(
         self, unread: Unread, context: grpc.aio.ServicerContext
@@ -244,12 +244,7 @@ class ConvserveService(convserve_pb2_grpc.ConvserveServicer):  # type: ignore[mi
         for what, value in (("height", request.height), ("width", request.width), ("batch", request.batch or 1)):
             if not 1 <= value <= LARGEST_SIDE:
                 raise ShapeError(f"{what} is {value}; allowed: 1 to {LARGEST_SIDE}")
-        return await self._admission.compute(context, _no_cancel, _plan, served, request)
-
-
-def _no_cancel() -> None:
-    # what takes milliseconds need not end early
-    return
+        return await self._admission.compute(context, no_cancel, _plan, served, request)
 
 
 def _summary(served: Served) -> pb.ModelSummary:

@@ -11,18 +11,10 @@ from convserve.errors import InputError, RunCancelled
 from convserve.server.ledger import Ledger, Reservation
 from convserve.server.limits import Limits
 
-__all__ = ["COPIES", "Unread", "parsed"]
+__all__ = ["COPIES", "Unread"]
 
 COPIES = 2
 """A message lies in memory so often while it is read: as it came and as one piece, or that and its parsed parts."""
-
-
-def parsed(parse: Callable[[bytes], Any], data: bytes, method: str) -> Any:
-    """Return what a message's bytes say; InputError where they say nothing."""
-    try:
-        return parse(data)
-    except DecodeError:
-        raise InputError(f"the bytes that came are no request of {method}") from None
 
 
 class Unread:
@@ -61,4 +53,7 @@ class Unread:
         if data is grpc.aio.EOF:
             raise InputError(f"the call of {self._method} ended before its request came")
         held.try_resize(before + COPIES * len(data))
-        return parsed(self._parse, data, self._method)
+        try:
+            return self._parse(data)
+        except DecodeError:
+            raise InputError(f"the bytes that came are no request of {self._method}") from None
